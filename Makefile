@@ -1,0 +1,39 @@
+# On a fresh machine with Python 3.10+, `make demo` and `make test` do everything.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint bench clean
+
+help:             ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## everything for development, in .venv
+
+$(VENV)/.installed: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("ragrad_ext needs Python 3.10 or newer, found %d.%d: make PYTHON=python3.12 install" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: install     ## train with and without RaGrad on generated scenes, write the report
+	$(BIN)/python -m ragrad_ext demo --out runs/demo
+
+test: install lint  ## lint, types and every test
+	$(BIN)/python -m pytest
+
+check: install lint  ## lint, types and the fast tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install    ## the benchmarks that run without a GPU
+	$(BIN)/python -m benchmarks.effectiveness
+
+clean:            ## remove what was built and trained here
+	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

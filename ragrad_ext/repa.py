@@ -1,0 +1,239 @@
+"""REPA, Eq. 2-5: how reliable each modality is, from its gradients over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .backends import Backend, History
+from .bucket import Bucket, Layout
+from .effectiveness import Closure, Effectiveness
+from .gate import Gate
+from .reliability import Reliability
+from .twins import Twins
+
+Kind = Literal["both", "effectiveness", "sensitivity"]
+Scope = Literal["model", "layer"]
+HistoryKind = Literal["ema", "cumulative"]
+
+
+class Repa:
+    """The statistics behind reliability, carried from step to step.
+
+    Passed to `correct_`, one call per optimizer step observes the gradients (Eq. 2-5) and
+    corrects them by the reliability just measured.
+
+    Args:
+        weights_rgb, weights_ir: L twin weights, in the order of the gradients.
+        alpha: decay of Eq. 4; also 1 - w of the EMA history.
+        reliability: ``"both"``: R = E^ S^ (Eq. 5), or one factor alone (Table 3).
+        scope: Eq. 3 pools both modalities over the ``"model"`` or over each ``"layer"``.
+        history: mu of Eq. 4 as an ``"ema"`` or as the ``"cumulative"`` mean of all steps.
+        history_dtype: of mu, the only buffer as large as the weights: float32 or bfloat16.
+        effectiveness: the estimator of Eq. 1; default `Gate`.
+        channel_axes: the output channel axis of each pair, default 0 (transposed convolutions: 1).
+
+    Attributes:
+        layout: the rows (l, i) of all pairs.
+        reliability: the latest `Reliability`; None before the first step.
+    """
+
+    def __init__(
+        self,
+        weights_rgb: Sequence[Tensor],
+        weights_ir: Sequence[Tensor],
+        *,
+        alpha: float = 0.95,
+        reliability: Kind = "both",
+        scope: Scope = "model",
+        history: HistoryKind = "ema",
+        history_dtype: torch.dtype = torch.float32,
+        effectiveness: Effectiveness | None = None,
+        channel_axes: Sequence[int] | None = None,
+    ) -> None:
+        _check_options(alpha, reliability, scope, history, history_dtype)
+        self.twins = Twins.of(weights_rgb, weights_ir, channel_axes)
+        self.alpha, self.kind, self.scope, self.history = alpha, reliability, scope, history
+        self.history_dtype = history_dtype
+        self.effectiveness = Gate() if effectiveness is None else effectiveness
+        self.effectiveness.bind(self.twins)
+        self.reliability: Reliability | None = None
+        device = self.twins.device
+        n_pairs = len(self.layout.channels)
+        self._steps = torch.zeros(n_pairs, dtype=torch.float64, device=device)
+        self._sensitivity = torch.zeros(2, self.layout.rows, dtype=torch.float64, device=device)
+        self._mean: tuple[list[Tensor], list[Tensor]] | None = None
+        if reliability != "effectiveness":
+            self._mean = tuple(  # type: ignore[assignment]
+                [torch.zeros_like(w, dtype=history_dtype, requires_grad=False) for w in side]
+                for side in self.twins.weights
+            )
+        self._layer_of_row = torch.arange(n_pairs).repeat_interleave(
+            torch.tensor(self.layout.channels, dtype=torch.int64)
+        )
+
+    @property
+    def layout(self) -> Layout:
+        return self.twins.layout
+
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        return self.twins.channel_axes
+
+    @property
+    def device(self) -> torch.device:
+        return self._sensitivity.device
+
+    @torch.no_grad()
+    def observe_(self, bucket: Bucket, backend: Backend) -> Tensor:
+        """Take in one step's gradients and return R, (2, rows) float32, rgb first.
+
+        Eq. 2-5, with the deviation of Eq. 4 taken from the history before this step.
+        """
+        if self.kind != "sensitivity":
+            self.effectiveness.check_ready()
+        self._to(bucket.device)
+        sums = backend.observe_(bucket, self._weights_to_read(), self._history())
+        observed = sums.observed[self._layer_of_row]  # (rows,)
+
+        moved = self.alpha * self._sensitivity + (1 - self.alpha) * sums.deviation  # Eq. 4
+        self._sensitivity = torch.where(observed, moved, self._sensitivity)
+        self._steps += sums.observed
+
+        r = torch.ones_like(self._sensitivity)
+        if self.kind != "sensitivity":
+            r *= normalise(self.effectiveness.scores(bucket, sums), observed, self._scope_parts)
+        if self.kind != "effectiveness":
+            r *= normalise(self._sensitivity, observed, self._scope_parts)  # Eq. 5
+        self.reliability = Reliability.flat(r.float(), self.layout)
+        return self.reliability.values
+
+    def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
+        """Show a micro-batch's loss to the estimator of effectiveness, if it is used at all."""
+        if self.kind != "sensitivity":
+            self.effectiveness.before_backward(loss, closure)
+
+    @property
+    def _scope_parts(self) -> Sequence[int]:
+        """How many rows Eq. 3 pools at a time."""
+        return (self.layout.rows,) if self.scope == "model" else self.layout.channels
+
+    def _weights_to_read(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        def side(m: int) -> list[Tensor | None]:
+            return [
+                self.twins.first(m, l)
+                if self.kind != "sensitivity" and self.effectiveness.reads_weight(m, l)
+                else None
+                for l in range(len(self.layout.channels))
+            ]
+
+        return side(0), side(1)
+
+    def _history(self) -> History | None:
+        if self._mean is None:
+            return None
+        known = self._steps > 0
+        new = 1 / (self._steps + 1) if self.history == "cumulative" else 1 - self.alpha
+        means = [
+            [mean.movedim(axis, 0) for mean, axis in zip(side, self.channel_axes, strict=True)]
+            for side in self._mean
+        ]
+        return History((means[0], means[1]), known, torch.where(known, new, 1.0))
+
+    def _to(self, device: torch.device) -> None:
+        """Follow a model that was moved after it was paired."""
+        if self.device != device or self._layer_of_row.device != device:
+            self._steps = self._steps.to(device)
+            self._sensitivity = self._sensitivity.to(device)
+            self._layer_of_row = self._layer_of_row.to(device)
+            for side in self._mean or ():
+                side[:] = [mean.to(device) for mean in side]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to go on bit for bit; loads with ``weights_only=True``."""
+        return {
+            "options": self._options(),
+            "steps": self._steps.clone(),
+            "sensitivity": self._sensitivity.clone(),
+            "mean": None if self._mean is None else [[t.clone() for t in s] for s in self._mean],
+            "effectiveness": self.effectiveness.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``.
+
+        Raises:
+            ValueError: the state belongs to other weights or other options; nothing was changed.
+        """
+        for name, mine in self._options().items():
+            theirs = state.get("options", {}).get(name)
+            if mine != theirs:
+                raise ValueError(
+                    f"this Repa has {name}={mine!r}, the saved one had {theirs!r}; build it for "
+                    "the same model with the same options, then load"
+                )
+        self._steps = state["steps"].to(self.device, copy=True)
+        self._sensitivity = state["sensitivity"].to(self.device, copy=True)
+        for mine_, saved in zip(self._mean or (), state["mean"] or (), strict=True):
+            for mean, value in zip(mine_, saved, strict=True):
+                mean.copy_(value)
+        self.effectiveness.load_state_dict(state["effectiveness"])
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "shapes": [list(w.shape) for w in self.twins.weights[0]],
+            "channel_axes": list(self.channel_axes),
+            "alpha": self.alpha,
+            "reliability": self.kind,
+            "scope": self.scope,
+            "history": self.history,
+            "history_dtype": str(self.history_dtype),
+            "effectiveness": type(self.effectiveness).__name__,
+        }
+
+
+def normalise(x: Tensor, observed: Tensor, parts: Sequence[int]) -> Tensor:
+    """Eq. 3: ``sigmoid((x - mean) / std)``, population std, over groups of consecutive rows.
+
+    Args:
+        x: (2, rows) float64; both modalities of a group are pooled.
+        observed: (rows,) bool. Other rows, and values that are not finite, stay out of the
+            moments and get 1/2.
+        parts: the sizes of the groups.
+
+    Returns:
+        (2, rows) in [0, 1]; 1/2 where the group has no spread: a std below a few float32 ulps of
+        its largest magnitude. This guard is relative, so the scale of x never matters.
+    """
+    known = observed & x.isfinite()
+    groups = zip(x.split(list(parts), 1), known.split(list(parts), 1), strict=True)
+    return torch.cat([_normalise(*group) for group in groups], 1) if parts else x
+
+
+def _normalise(x: Tensor, known: Tensor) -> Tensor:
+    if x.numel() == 0:
+        return x
+    n = known.sum()
+    x = torch.where(known, x, 0.0)
+    deviation = torch.where(known, x - x.sum() / n, 0.0)
+    std = (deviation.square().sum() / n).sqrt()
+    spread = std > 4 * torch.finfo(torch.float32).eps * x.abs().max()
+    return torch.sigmoid(torch.where(spread, deviation / std, 0.0))  # nan > 0 is False
+
+
+def _check_options(
+    alpha: float, reliability: str, scope: str, history: str, history_dtype: torch.dtype
+) -> None:
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha={alpha!r}; the decay of Eq. 4 lies in [0, 1)")
+    for name, value, choices in (
+        ("reliability", reliability, get_args(Kind)),
+        ("scope", scope, get_args(Scope)),
+        ("history", history, get_args(HistoryKind)),
+        ("history_dtype", history_dtype, (torch.float32, torch.bfloat16)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {choices}")

@@ -1,0 +1,42 @@
+"""Run the model once more without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put back, bit for bit, what forward passes inside change besides their results.
+
+    That is torch's random state (CPU and ``device``) and the buffers of every module that runs,
+    such as BatchNorm's running statistics. Each use starts from the same random state, so two
+    in a row see the same dropout.
+
+    The modules are learned from a process-wide forward hook that lives as long as this block.
+    """
+    before: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def remember(module: nn.Module, args: Any) -> None:
+        if module not in before:
+            before[module] = {
+                name: (b, b.detach().clone()) for name, b in module.named_buffers(recurse=False)
+            }
+
+    handle = register_module_forward_pre_hook(remember)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        handle.remove()
+        for module, buffers in before.items():
+            for name, (buffer, value) in buffers.items():
+                # .data: a graph that saved this buffer must not count it as modified
+                buffer.data.copy_(value)
+                module._buffers[name] = buffer

@@ -1,0 +1,24 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(os.environ.get("RAGRAD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real visible/infrared pairs; its tests say so and are left out without it."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real pairs at {DATA}; set RAGRAD_DATA to their folder")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
