@@ -240,7 +240,8 @@ class FiniteDifference(Taylor2):
 
     Args:
         probes: products per refresh.
-        step: s as a share of each weight's root mean square.
+        step: s as a share of the root mean square of all paired weights. Smaller steps come closer
+            to the derivative of smooth networks, but where ReLUs switch they mostly measure noise.
         every, average, seed: as in `Taylor2`.
     """
 
@@ -248,7 +249,7 @@ class FiniteDifference(Taylor2):
         self,
         probes: int = 1,
         *,
-        step: float = 1e-2,
+        step: float = 0.1,
         every: int = 10,
         average: float = 0.0,
         seed: int = 0,
@@ -277,7 +278,9 @@ class FiniteDifference(Taylor2):
         """``z * Hz`` for both sides."""
         params = [*self.twins.weights[0], *self.twins.weights[1]]
         vectors = [*z[0], *z[1]]
-        steps = [self.step_size * w.detach().square().mean().sqrt().clamp_min(1e-8) for w in params]
+        total = torch.stack([w.detach().double().square().sum() for w in params]).sum()
+        rms = (total / sum(w.numel() for w in params)).sqrt().float()
+        steps = [self.step_size * rms for w in params]
         saved = [w.detach().clone() for w in params]
         sides = []
         try:

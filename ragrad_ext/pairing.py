@@ -1,37 +1,24 @@
 """Which RGB parameter is the twin of which infrared parameter: `pair_parameters`.
 
-A finder (`by_name`, `by_position`, `by_rule`) lists the matches that two modules, two lists or a
-set of rules suggest; `judged` says what speaks against each; the rest is bound in a `Pairs`.
+A finder (see `finders.py`) lists the matches that two modules, two lists or a set of rules
+suggest; `judged` says what speaks against each; the rest is bound in a `Pairs`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
-Rule: TypeAlias = tuple[str, str] | tuple[int, int] | tuple[Sequence[int], Sequence[int]]
+from .finders import Found, LeftOut, Match, Rule, by_name, by_position, by_rule
+from .parameter_names import Scope, Side, Text, Why, closest
+
 Stream: TypeAlias = nn.Module | Iterable[nn.Parameter] | Iterable[str]
-Text: TypeAlias = str | Sequence[str] | None
-
-WRAPPERS = ("module", "_orig_mod")  # DataParallel and DistributedDataParallel; torch.compile
-NO_TWIN = "no twin of that name"
-
-
-class LeftOut(NamedTuple):
-    """Something that is not paired: its names (None for a missing twin), and why."""
-
-    names: tuple[str | None, str | None]
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +77,10 @@ def pair_parameters(
     a name in which one occurs is left out. For two modules both mean the names inside them. A
     leading `module.` (DataParallel, DDP) or `_orig_mod.` (torch.compile) never matters.
 
-    Left out, and listed in `Pairs.left_out`: fewer than `min_ndim` dimensions; unequal shape, dtype
-    or channel axis; frozen on either side (pair again after unfreezing); no twin; several possible
-    twins; a tensor that has two names or that the streams share.
+    Left out, and listed in `Pairs.left_out`: fewer than `min_ndim` dimensions; one element a row,
+    where the cosine is only a sign (`min_ndim=1` pairs these too); unequal shape, dtype or channel
+    axis; frozen on either side (pair again after unfreezing); no twin; several possible twins; a
+    tensor that has two names or that the streams share.
 
     Raises ValueError when nothing pairs, for an unknown name, lists of unequal length or with the
     same tensor on both sides, a `within` or `exclude` that fits no name, and lazy modules that
@@ -123,191 +111,6 @@ def pair_parameters(
     if not pairs:
         raise ValueError("\n".join(["nothing to pair", table(pairs), *hints(found)]))
     return pairs
-
-
-class Side(NamedTuple):
-    """One parameter under one of its names, and the axis of its output channels."""
-
-    name: str
-    parameter: nn.Parameter
-    axis: int
-
-
-Match: TypeAlias = tuple[Side, Side]
-Why: TypeAlias = tuple[str, str]  # reason, detail
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside its wrappers, which hold nothing but one child of a wrapper's name."""
-    children = list(model.named_children())
-    bare = next(model.parameters(recurse=False), None) is None
-    if bare and len(children) == 1 and children[0][0] in WRAPPERS:
-        return unwrap(children[0][1])
-    return model
-
-
-def unwrapped(text: str, names: Iterable[str]) -> str:
-    """`text` without a wrapper's leading `module.`, unless the names really begin with it."""
-    for prefix in (f"{wrapper}." for wrapper in WRAPPERS):
-        if text.startswith(prefix) and not any(name.startswith(prefix) for name in names):
-            return unwrapped(text.removeprefix(prefix), names)
-    return text
-
-
-def parameters_of(model: nn.Module) -> dict[str, Side]:
-    """Every parameter under every name that it has; a shared tensor has several."""
-    model, sides = unwrap(model), {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        # A parametrised weight lies in a ParametrizationList inside the layer that it belongs to.
-        layer = model.get_submodule(re.split(r"(?:^|\.)parametrizations\.", prefix)[0])
-        axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
-        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{local}".lstrip(".")
-            flat = isinstance(parameter, UninitializedParameter) or parameter.ndim < 2
-            sides[name] = Side(name, parameter, 0 if flat else axis)
-    return sides
-
-
-class Found(NamedTuple):
-    """What a finder saw and what it suggests."""
-
-    known: list[Side]  # every parameter in sight
-    matches: list[Match]
-    lonely: list[LeftOut]  # parameters without a twin; the detail is the name it would have
-    unused: list[LeftOut]  # rules that fit no name
-    pool: list[str]  # where missing twins were looked for
-
-
-def by_name(rgb: nn.Module, ir: nn.Module) -> Found:
-    """Equal names inside two modules."""
-    if unwrap(rgb) is unwrap(ir):
-        raise ValueError("rgb and ir are the same module: there is nothing to correct between them")
-    left, right = parameters_of(rgb), parameters_of(ir)
-    matches = [(left[name], right[name]) for name in left if name in right]
-    lonely = [LeftOut((name, None), NO_TWIN, name) for name in left if name not in right]
-    lonely += [LeftOut((None, name), NO_TWIN, name) for name in right if name not in left]
-    return Found([*left.values(), *right.values()], matches, lonely, [], [*right])
-
-
-def by_position(rgb: list[Any], ir: list[Any], model: nn.Module | None) -> Found:
-    """Equal places in two lists of Parameters, or of names in `model`."""
-    if len(rgb) != len(ir):
-        raise ValueError(f"lists pair by position, but rgb has {len(rgb)} entries, ir {len(ir)}")
-    sides = {} if model is None else parameters_of(model)
-    owners = {id(side.parameter): side for side in reversed(sides.values())}
-
-    def look_up(item: object, place: str) -> Side:
-        if isinstance(item, str) and model is not None:
-            if (name := unwrapped(item, sides)) in sides:
-                return sides[name]
-            raise ValueError(f"{place}: the model has no parameter {item!r}{closest(name, sides)}")
-        if not isinstance(item, nn.Parameter):
-            kind = type(item).__name__
-            raise TypeError(f"{place} is a {kind}: pass Parameters, or names together with model=")
-        if model is not None and id(item) not in owners:
-            raise ValueError(f"{place} is no parameter of this model; is it one of a copy?")
-        return owners.get(id(item)) or Side(place, item, 0)
-
-    matches = []
-    for k, (one, two) in enumerate(zip(rgb, ir, strict=True)):
-        match = look_up(one, f"rgb[{k}]"), look_up(two, f"ir[{k}]")
-        if match[0].parameter is match[1].parameter:
-            same = f"rgb[{k}] and ir[{k}] are the same tensor, {match[0].name}"
-            raise ValueError(f"{same}: nothing to correct; drop it from both lists")
-        matches.append(match)
-    known = [*sides.values()] or [side for match in matches for side in match]
-    return Found(known, matches, [], [], [])
-
-
-def swaps(rules: Iterable[Any], prefixes: Iterable[str], names: Iterable[str]) -> Iterator[Any]:
-    """Read the rules as exchanges of text: (rgb, ir, whether only where a name begins)."""
-    for rule in rules:
-        # Not any sequence: (range(2), range(2, 4)) would read as the layers (0, 1) and (2, 3).
-        if not isinstance(rule, tuple | list) or len(rule) != 2:
-            raise TypeError(f"a rule is a pair, as in rules=[('vis_', 'lwir_')]; got {rule!r}")
-        if all(isinstance(token, str) for token in rule):
-            rgb, ir = (unwrapped(token, names) or token for token in rule)
-            if not rgb or not ir or rgb == ir:
-                raise ValueError(f"rule {rule!r} needs two different tokens, neither empty")
-            yield rgb, ir, False
-            continue
-        left, right = ([*side] if isinstance(side, Iterable) else [side] for side in rule)
-        if not all(isinstance(number, int) for number in left + right):
-            raise TypeError(f"rule {rule!r} needs two tokens, or layer numbers on both sides")
-        if len(left) != len(right):
-            raise ValueError(f"rule {rule!r} pairs {len(left)} layers with {len(right)}")
-        for i, j in zip(left, right, strict=True):
-            if i == j:
-                raise ValueError(f"rule {rule!r} makes layer {i} its own twin")
-            yield from ((f"{prefix}{i}.", f"{prefix}{j}.", True) for prefix in prefixes)
-
-
-def exchanged(name: str, old: str, new: str, leading: bool) -> list[str]:
-    """The names that `name` may become when one or every `old` in it turns `new`."""
-    if leading:
-        return [new + name.removeprefix(old)] if name.startswith(old) else []
-    parts = name.split(old)
-    cuts = range(1, len(parts))
-    once = [old.join(parts[:k]) + new + old.join(parts[k:]) for k in cuts]
-    return [*once, new.join(parts)] if len(once) > 1 else once
-
-
-def by_rule(model: nn.Module, rules: Iterable[Rule], within: Text) -> Found:
-    """Names inside one model that a rule turns into each other."""
-    sides = parameters_of(model)
-    twins: dict[str, dict[str, None]] = {name: {} for name in sides}  # sets that keep their order
-    expected: dict[tuple[str | None, str | None], str] = {}  # one that fits a rule -> its twin
-    unused = []
-    for rgb, ir, leading in swaps(rules, Scope(within, None, sides).prefixes, sides):
-        forth = {name: names for name in sides if (names := exchanged(name, rgb, ir, leading))}
-        back = {name: names for name in sides if (names := exchanged(name, ir, rgb, leading))}
-        for name, names in forth.items():
-            twins[name] |= {twin: None for twin in names if twin in sides}
-        expected |= {(name, None): names[0] for name, names in forth.items()}
-        expected |= {(None, name): names[0] for name, names in back.items()}
-        if not forth and not back:
-            unused.append(LeftOut((rgb, ir), "rule fits no name", rgb))
-    matches = [(sides[name], sides[twin]) for name in sides for twin in twins[name]]
-    paired = {side.name for match in matches for side in match}
-    lonely = [
-        LeftOut(names, NO_TWIN, twin)
-        for names, twin in expected.items()
-        if not paired.intersection(names)
-    ]
-    return Found([*sides.values()], matches, lonely, unused, [*sides])
-
-
-def listed(text: Text) -> list[str]:
-    return [text] if isinstance(text, str) else list(text or ())
-
-
-class Scope:
-    """Which of a model's names `within` and `exclude` let through."""
-
-    def __init__(self, within: Text, exclude: Text, names: Collection[str]) -> None:
-        modules = [f"{module.rstrip('.')}.".lstrip(".") for module in listed(within) or [""]]
-        self.prefixes = tuple(unwrapped(module, names) for module in modules)
-        self.patterns = [unwrapped(pattern, names) for pattern in listed(exclude)]
-        for prefix in filter(None, self.prefixes):
-            if not any(f"{name}.".startswith(prefix) for name in names):
-                raise ValueError(
-                    f"within={prefix[:-1]!r} holds nothing{closest(prefix[:-1], names)}"
-                )
-        for pattern in self.patterns:
-            if not any(fnmatchcase(name, f"*{pattern}*") for name in names):
-                raise ValueError(f"exclude={pattern!r} fits no name{closest(pattern, names)}")
-
-    def excluding(self, name: str) -> str | None:
-        """The pattern that excludes this name."""
-        return next((p for p in self.patterns if fnmatchcase(name, f"*{p}*")), None)
-
-    def objection(self, *names: str | None) -> Why | None:
-        for name in filter(None, names):
-            if pattern := self.excluding(name):
-                return "excluded", pattern
-            if not f"{name}.".startswith(self.prefixes):
-                return "outside `within`", ""
-        return None
 
 
 def judged(found: Found, scope: Scope, min_ndim: int) -> Iterator[tuple[Match, Why | None]]:
@@ -351,6 +154,8 @@ def mismatch(one: Side, two: Side, min_ndim: int) -> Why | None:
         return "unequal dtypes", f"{p.dtype} and {q.dtype}"
     if one.axis != two.axis:
         return "unequal channel axes", "only one belongs to a transposed convolution"
+    if min_ndim > 1 and p.numel() == p.shape[one.axis]:  # cosine ±1, as of biases
+        return "one element a row", size(p)
     frozen = [name for name, side in (("rgb", p), ("ir", q)) if not side.requires_grad]
     return ("frozen", " and ".join(frozen)) if frozen else None
 
@@ -376,13 +181,6 @@ def entry(names: tuple[str | None, str | None], detail: str) -> str:
 
 def size(parameter: nn.Parameter) -> str:
     return "×".join(map(str, parameter.shape))
-
-
-def closest(text: str, names: Collection[str]) -> str:
-    """A half-sentence: the names, or parts of names, most like `text`; else the first names."""
-    parts = dict.fromkeys(part for name in names for part in (name, *name.split(".")))
-    near = difflib.get_close_matches(text, parts)
-    return f"; closest: {', '.join(near)}" if near else f"; names here: {', '.join([*names][:3])}"
 
 
 def hints(found: Found) -> Iterator[str]:

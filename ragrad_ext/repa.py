@@ -39,6 +39,8 @@ class Repa:
     Attributes:
         layout: the rows (l, i) of all pairs.
         reliability: the latest `Reliability`; None before the first step.
+        effect: the latest E of Eq. 1 as estimated, (2, rows) float64 in units of the loss, rgb
+            first; None before the first step and under ``reliability="sensitivity"``.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Repa:
         self.effectiveness = Gate() if effectiveness is None else effectiveness
         self.effectiveness.bind(self.twins)
         self.reliability: Reliability | None = None
+        self.effect: Tensor | None = None
         device = self.twins.device
         n_pairs = len(self.layout.channels)
         self._steps = torch.zeros(n_pairs, dtype=torch.float64, device=device)
@@ -105,7 +108,8 @@ class Repa:
 
         r = torch.ones_like(self._sensitivity)
         if self.kind != "sensitivity":
-            r *= normalise(self.effectiveness.scores(bucket, sums), observed, self._scope_parts)
+            self.effect = self.effectiveness.scores(bucket, sums)
+            r *= normalise(self.effect, observed, self._scope_parts)
         if self.kind != "effectiveness":
             r *= normalise(self._sensitivity, observed, self._scope_parts)  # Eq. 5
         self.reliability = Reliability.flat(r.float(), self.layout)

@@ -1,0 +1,105 @@
+"""What a few seeds can tell: mean and spread, paired differences, and how far they may be off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+MINUS = "\u2212"
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over n seeds; nan where n is too small for them."""
+
+    mean: float
+    std: float
+    n: int
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "–"
+        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.n > 1 else "")
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Over the finite values: AP is nan where a condition holds no object."""
+    finite = [v for v in values if math.isfinite(v)]
+    mean = fmean(finite) if finite else math.nan
+    return Spread(mean, stdev(finite) if len(finite) > 1 else math.nan, len(finite))
+
+
+class Paired(NamedTuple):
+    """Differences of two methods, seed by seed: seeds and differences, in the order of seeds."""
+
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+
+    @property
+    def spread(self) -> Spread:
+        return spread(self.differences)
+
+    @property
+    def margin(self) -> float:
+        """Half the 95% interval of the mean: t(0.975, n - 1) · s / √n; nan for a single seed."""
+        _, std, n = self.spread
+        return t_quantile(n - 1) * std / math.sqrt(n) if n > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the mean difference lies with 95% confidence, if differences are normal."""
+        return self.spread.mean - self.margin, self.spread.mean + self.margin
+
+    @property
+    def verdict(self) -> str:
+        """What the differences show, in words that do not go beyond them."""
+        low, high = self.interval
+        if not self.seeds:
+            return "no seed was run with both, so nothing can be paired"
+        if len(self.seeds) == 1:
+            return "one seed shows nothing, another may well turn it round"
+        if low == high == 0:
+            return "the same in every seed"
+        if low <= 0 <= high:
+            return "within the noise of the seeds"
+        return "more than the noise of the seeds explains"
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
+    """`values` minus `baseline`, over the seeds (keys) with a finite value in both."""
+    differences = {s: values[s] - baseline[s] for s in sorted(values.keys() & baseline.keys())}
+    finite = {s: d for s, d in differences.items() if math.isfinite(d)}
+    return Paired(tuple(finite), tuple(finite.values()))
+
+
+def points(difference: float) -> str:
+    """A difference of AP in points (hundredths), signed: +0.7."""
+    if math.isnan(difference):
+        return "–"
+    text = f"{100 * abs(difference):.1f}"
+    sign = "+" if difference > 0 else MINUS
+    return text if text == "0.0" else sign + text
+
+
+def t_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t, exactly, for whole degrees of freedom.
+
+    Inverts A(t) = P(|T| < t), a finite sum in θ = arctan(t / √ν) (Abramowitz and Stegun 26.7.3-4):
+    scipy is not worth a dependency here.
+    """
+
+    def coverage(theta: float) -> float:
+        odd, cosine = freedom % 2, math.cos(theta)
+        term, total = cosine**odd, 0.0
+        for k in range(odd, freedom - 1, 2):
+            total += term
+            term *= cosine**2 * (k + 1) / (k + 2)
+        total *= math.sin(theta)
+        return (theta + total) * 2 / math.pi if odd else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if coverage(middle) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
