@@ -47,21 +47,21 @@ def correct_(
         ValueError, TypeError, RuntimeError: naming the pair, what was found and the cure,
             before any gradient or statistic is touched.
     """
+    if not isinstance(stats, Reliability | Repa):
+        raise TypeError(f"stats is {type(stats).__name__}; pass a Reliability or a Repa")
+    options = check_options(identify, resolve, eps)
     check_lengths(len(grads_rgb), len(grads_ir), len(stats.layout.channels))
     device, axes = stats.device, stats.channel_axes
     if isinstance(stats, Repa):  # its state follows the gradients when the model has moved
         tensors = (g for g in (*grads_rgb, *grads_ir) if isinstance(g, torch.Tensor))
         device = next((g.device for g in tensors), device)
-    options = check_options(backend, identify, resolve, eps, device)
-    bucket = Bucket.of(grads_rgb, grads_ir, stats.layout, axes, device)
     chosen = select(backend, device)
+    bucket = Bucket.of(grads_rgb, grads_ir, stats.layout, axes, device)
     values = stats.observe_(bucket, chosen) if isinstance(stats, Repa) else stats.values
     return chosen.correct_(bucket, values, options)
 
 
-def check_options(
-    backend: str, identify: Identify, resolve: Resolve, eps: float, device: torch.device
-) -> Options:
+def check_options(identify: Identify, resolve: Resolve, eps: float) -> Options:
     """The options of `correct_`, or the error that says which one is wrong."""
     for name, value, choices in (
         ("identify", identify, get_args(Identify)),
@@ -69,7 +69,6 @@ def check_options(
     ):
         if value not in choices:
             raise ValueError(f"{name}={value!r} is unknown; choose one of {choices}")
-    if not eps > 0:
+    if not 0 < eps < float("inf"):
         raise ValueError(f"eps={eps!r} cannot guard a division; pass a small positive number")
-    select(backend, device)
     return Options(identify, resolve, float(eps))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -44,7 +44,9 @@ class Gate(Effectiveness):
 
     Which gain stands behind which row is read from the autograd graph of one ordinary forward,
     by dataflow: the first ``before_backward`` does it, or call ``trace`` on any output. Rows
-    without such a gain (none, frozen, or used by several layers) keep ``-sum_j g_j theta_j``.
+    without such a gain (none, frozen, or used by several layers) keep ``-sum_j g_j theta_j``, and
+    so do all rows of a gate that was never traced. A model compiled by ``torch.compile`` hides its
+    graph: trace one forward of the plain model first.
 
     Attributes:
         gains: modality first, for each pair the gain behind it or None; None before the trace.
@@ -57,8 +59,22 @@ class Gate(Effectiveness):
             self.trace(loss)
 
     def trace(self, *outputs: Tensor) -> None:
-        """Find the gains in the graph behind ``outputs``, which must not be freed yet."""
-        self.gains = find_gains(outputs, self.twins)
+        """Find the gains in the graph behind ``outputs``, which must not be freed yet.
+
+        A graph that holds none of the paired weights, a teacher's say, changes nothing.
+        """
+        uses = consumers(outputs)
+        paired = {id(w) for side in self.twins.weights for w in side}
+        if not any(id(getattr(node, "variable", None)) in paired for node in uses):
+            return
+        if any(node.name().startswith("CompiledFunction") for node in uses):
+            warnings.warn(
+                "a compiled part of the model hides its normalisations from Gate; rows there keep "
+                "-g.theta, which is noise behind a BatchNorm. Show it the plain model once: "
+                "ragrad.repa.effectiveness.trace(model(batch)), before torch.compile",
+                stacklevel=2,
+            )
+        self.gains = find_gains(uses, self.twins)
 
     def reads_weight(self, m: int, l: int) -> bool:
         return self._gain(m, l) is None
@@ -77,15 +93,16 @@ class Gate(Effectiveness):
         return None if gain is None or gain.grad is None else gain
 
 
-def find_gains(outputs: Iterable[Tensor], twins: Twins) -> list[list[Tensor | None]]:
+def find_gains(uses: Counter[Node], twins: Twins) -> list[list[Tensor | None]]:
     """The gain of the normalisation right behind each twin weight, or None; modality first.
 
-    Follows the autograd graph behind ``outputs``. A gain counts only if the weight, its output and
-    the gain are each used exactly once: otherwise its gradient tells of more than this row.
+    Args:
+        uses: the autograd graph, as `consumers` returns it. A gain counts only if the weight, its
+            output and the gain are each used once: otherwise its gradient tells of more than
+            this row.
     """
     index = {w: (m, l) for m, side in enumerate(twins.weights) for l, w in enumerate(side)}
     gains: list[list[Tensor | None]] = [[None] * len(side) for side in twins.weights]
-    uses = consumers(outputs)
     for node in uses:
         inputs = [child for child, _ in node.next_functions]
         if not _normalises(node) or inputs[0] is None or inputs[1] is None:

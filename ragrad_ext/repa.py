@@ -33,7 +33,8 @@ class Repa:
         scope: Eq. 3 pools both modalities over the ``"model"`` or over each ``"layer"``.
         history: mu of Eq. 4 as an ``"ema"`` or as the ``"cumulative"`` mean of all steps.
         history_dtype: of mu, the only buffer as large as the weights: float32 or bfloat16.
-        effectiveness: the estimator of Eq. 1; default `Gate`.
+        effectiveness: the estimator of Eq. 1; default `Gate`, which is first order until its
+            ``trace`` has seen a forward.
         channel_axes: the output channel axis of each pair, default 0 (transposed convolutions: 1).
 
     Attributes:

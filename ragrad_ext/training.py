@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from .backends import select
 from .conflicts import Conflicts
 from .correct import check_options, correct_
 from .effectiveness import Closure, Effectiveness
@@ -68,13 +70,10 @@ class RaGrad:
         eps: float = 1e-30,
     ) -> None:
         self.pairs = _pairs(rgb, ir)
-        self._how: dict[str, Any] = {
-            "backend": backend,
-            "identify": identify,
-            "resolve": resolve,
-            "eps": eps,
-        }
-        check_options(**self._how, device=self.pairs.rgb[0].device)
+        self._how: dict[str, Any] = {"identify": identify, "resolve": resolve, "eps": eps}
+        check_options(**self._how)
+        select(backend, self.pairs.rgb[0].device)
+        self._how["backend"] = backend
         self.repa = Repa(
             self.pairs.rgb,
             self.pairs.ir,
@@ -120,6 +119,11 @@ class RaGrad:
                 "attached: optimizer.step() corrects by itself, and a second correction would "
                 "count this step twice; drop this call, or detach()"
             )
+        if self._untraced():
+            raise RuntimeError(
+                "Gate has seen no loss to trace: call ragrad.backward(loss) in place of "
+                "loss.backward(), or let attach(optimizer) do everything"
+            )
         return self._correct_()
 
     def attach(self, optimizer: Optimizer) -> RaGrad:
@@ -143,8 +147,7 @@ class RaGrad:
                 f"this optimizer holds none of the {len(mine)} paired weights; attach to the one "
                 "that steps the backbones"
             )
-        gate = self.repa.effectiveness
-        if isinstance(gate, Gate) and gate.gains is None:
+        if gate := self._untraced():
             self._watch = ForwardWatch(gate.trace)
         self._attached = optimizer.register_step_pre_hook(self._before_step)
         return self
@@ -166,7 +169,20 @@ class RaGrad:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
+            if self._untraced():
+                warnings.warn(
+                    "no module call was seen to trace for Gate; all rows keep -g.theta, which is "
+                    "noise behind a BatchNorm. ragrad.backward(loss) traces any kind of model",
+                    stacklevel=2,
+                )
         self._correct_()
+
+    def _untraced(self) -> Gate | None:
+        """The gate, while it still lacks the graph of a forward."""
+        gate = self.repa.effectiveness
+        if isinstance(gate, Gate) and gate.gains is None and self.repa.kind != "sensitivity":
+            return gate
+        return None
 
     def _correct_(self) -> Conflicts:
         grads_rgb, grads_ir = ([p.grad for p in side] for side in (self.pairs.rgb, self.pairs.ir))

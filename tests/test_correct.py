@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -340,11 +342,19 @@ def test_bad_gradients_are_named_before_anything_changes(
         ({"resolve": "mean"}, ValueError, "resolve='mean' is unknown"),
         ({"eps": 0.0}, ValueError, "eps=0.0 cannot guard"),
         ({"eps": math.nan}, ValueError, "eps=nan cannot guard"),
+        ({"eps": math.inf}, ValueError, "eps=inf cannot guard"),
+        ({"eps": -1e-8}, ValueError, "eps=-1e-08 cannot guard"),
     ],
 )
 def test_bad_options_are_named(options: dict, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         correct_(*good(), **options)
+
+
+def test_stats_of_another_kind_are_named() -> None:
+    rgb, ir, _ = good()
+    with pytest.raises(TypeError, match="stats is tuple; pass a Reliability or a Repa"):
+        correct_(rgb, ir, (rgb, ir))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -363,3 +373,17 @@ def test_bad_options_are_named(options: dict, error: type[Exception], match: str
 def test_bad_reliability_is_named(rgb: list, ir: list, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         Reliability(rgb, ir)
+
+
+@pytest.mark.data
+def test_agrees_with_exact_arithmetic_on_real_gradients(real_data: Path) -> None:
+    """One backward of a random two-stream YOLOv5s-type detector; the smaller layers."""
+    with np.load(real_data / "gradients.npz", allow_pickle=False) as data:
+        keys = [k[1:] for k in data if k[0] == "a" and data[k].size <= 6000]
+        layers = [[torch.from_numpy(data[s + k]) for s in "ab"] for k in keys]
+    rows = close = 0
+    for l, (g_rgb, g_ir) in enumerate(layers):
+        compared, inside = compare([g_rgb], [g_ir], seed=l)
+        rows, close = rows + compared, close + inside
+    assert rows > 100
+    assert close <= rows / 1000

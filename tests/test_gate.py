@@ -176,3 +176,45 @@ def test_attached_the_first_forward_is_traced_and_the_watch_goes() -> None:
     )
     assert not module_hooks._global_forward_hooks
     assert not module_hooks._global_forward_pre_hooks
+
+
+def test_a_compiled_model_is_warned_of_and_may_be_traced_before() -> None:
+    model = TwoStream()
+    compiled = torch.compile(model, backend="aot_eager")
+    images = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    ragrad = RaGrad(model.rgb, model.ir)
+    with pytest.warns(UserWarning, match="compiled part of the model hides its normalisations"):
+        ragrad.backward(compiled(*images).sum())
+    traced = RaGrad(model.rgb, model.ir)
+    gate = traced.repa.effectiveness
+    assert isinstance(gate, Gate)
+    gate.trace(model(*images))
+    traced.backward(compiled(*images).sum())
+    assert gate.gains is not None
+    assert all(gain is not None for side in gate.gains for gain in side)
+
+
+def test_a_forward_that_was_never_seen_is_said() -> None:
+    model = TwoStream()
+    ragrad = RaGrad(model.rgb, model.ir)
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match=r"seen no loss to trace: call ragrad.backward\(loss\)"):
+        ragrad.correct_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    RaGrad(model.rgb, model.ir).attach(optimizer)
+    with pytest.warns(UserWarning, match="no module call was seen to trace for Gate"):
+        optimizer.step()
+
+
+def test_a_teacher_that_runs_besides_changes_nothing() -> None:
+    model, teacher = TwoStream(), TwoStream(seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ragrad = RaGrad(model.rgb, model.ir).attach(optimizer)
+    loss = loss_of(model)
+    loss_of(teacher)
+    loss.backward()
+    optimizer.step()
+    gate = ragrad.repa.effectiveness
+    assert isinstance(gate, Gate)
+    assert gate.gains is not None
+    assert gate.gains[0][0] is model.rgb[1].weight

@@ -21,6 +21,7 @@ HELP = {
     "method": "train with or without RaGrad",
     "detector": "torchvision's detection head",
     "backbone": "each of the two streams; light trains on two CPU cores",
+    "init": "checkpoint to start from, trained for the same classes; {seed} stands for the seed",
     "seed": "decides initial weights, order and augmentation, whatever the method",
     "device": "cpu, cuda, cuda:1, ...; auto: the GPU where there is one",
     "workers": "processes that read images (0: none beside this one)",
@@ -42,7 +43,7 @@ HELP = {
     "reliability": "RaGrad: both factors of Eq. 5 or one alone",
     "scope": "RaGrad: Eq. 3 normalises over the model or over each layer",
 }
-DEMO = Settings(epochs=12)
+DEMO = Settings(epochs=10, evaluate_every=2)
 
 
 def add_commands(subparsers: Any) -> None:
@@ -121,8 +122,9 @@ def _add_seeds(parser: argparse.ArgumentParser, default: list[int]) -> None:
 
 def _add_folder(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(default), help="folder of the results")
-    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
-    parser.add_argument("--overwrite", action="store_true", help="replace the runs in --out")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    either.add_argument("--overwrite", action="store_true", help="replace the runs in --out")
 
 
 def _guarded(command: Command) -> Command:
@@ -134,9 +136,10 @@ def _guarded(command: Command) -> Command:
                 _set_threads(args.threads)
             return command(args)
         except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in EXTRA:
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRA:
                 raise
-            message = f'{error.name} is not installed; run pip install "ragrad_ext[detection]"'
+            message = f'{package} is not installed; run pip install "ragrad_ext[detection]"'
         except (ValueError, OSError, FloatingPointError) as error:
             message = str(error)
         except KeyboardInterrupt as stop:

@@ -51,7 +51,10 @@ class Settings:
     augmentation, none of which depends on `method`: two methods of one seed are a pair.
     `lr` is reached after `warmup` epochs and then falls to 0 along a cosine; `clip` bounds the
     gradient's norm after the correction (0: no bound). `evaluate_every` counts epochs; the last
-    one is always evaluated. The last four belong to RaGrad.
+    one is always evaluated. The last five belong to RaGrad.
+
+    `init` is a checkpoint to start from instead of random weights, for the same classes; "{seed}"
+    in it stands for the seed, so that every seed may have weights of its own.
     """
 
     data: str = "scenes"
@@ -59,13 +62,14 @@ class Settings:
     method: Method = "ragrad"
     detector: Detector = "fcos"
     backbone: Backbone = "light"
+    init: str | None = None
     seed: int = 0
     device: str = "auto"
     workers: int = 0
     epochs: int = 30
     batch_size: int = 4
     optimizer: Optimizer = "adamw"
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 1.0
     clip: float = 10.0
@@ -118,12 +122,14 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Raises ValueError when a field is unknown or lacking: another version wrote it."""
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
+        """Fields that an older version did not know get their default.
+
+        Raises ValueError for fields that this version does not know.
+        """
+        if unknown := set(values) - {f.name for f in fields(cls)}:
             raise ValueError(
-                f"settings of another version: unknown {sorted(set(values) - known)}, lacking "
-                f"{sorted(known - set(values))}; train again with this version"
+                f"settings of another version: {', '.join(sorted(unknown))} is unknown here; "
+                "use the version that wrote them, or train again with this one"
             )
         return cls(**values)
 

@@ -99,7 +99,7 @@ def test_every_folder_is_checked_before_the_first_run(
     write_json(tmp_path / "ragrad-seed1" / "settings.json", old)
     with pytest.raises(FileExistsError, match="ragrad-seed1 already holds a run"):
         compare(TINY, tmp_path, seeds=(0, 1))
-    with pytest.raises(ValueError, match=r"ragrad-seed1 holds .* \(lr: 0.5 there, 0.001 here\)"):
+    with pytest.raises(ValueError, match=r"ragrad-seed1 holds .* \(lr: 0.5 there, 0.002 here\)"):
         compare(TINY, tmp_path, seeds=(0, 1), resume=True)
 
 
