@@ -3,11 +3,12 @@
 from . import audit
 from .conflicts import Conflicts
 from .correct import correct_
-from .effectiveness import Effectiveness, FiniteDifference, FirstOrder, Fisher, Hutchinson
+from .effectiveness import Effectiveness, FirstOrder
 from .gate import Gate
 from .pairing import Pairs, pair_parameters
 from .reliability import Reliability
 from .repa import Repa
+from .taylor import FiniteDifference, Fisher, Hutchinson
 from .training import RaGrad
 from .version import __version__
 

@@ -43,7 +43,7 @@ HELP = {
     "reliability": "RaGrad: both factors of Eq. 5 or one alone",
     "scope": "RaGrad: Eq. 3 normalises over the model or over each layer",
 }
-DEMO = Settings(epochs=10, evaluate_every=2)
+DEMO = Settings(epochs=8, evaluate_every=2)
 
 
 def add_commands(subparsers: Any) -> None:
@@ -76,6 +76,8 @@ def add_commands(subparsers: Any) -> None:
     demo.add_argument("--epochs", type=int, default=DEMO.epochs, help=HELP["epochs"])
     demo.add_argument("--device", default="auto", help=HELP["device"])
     _add_folder(demo, "runs/demo")
+    # Images this small gain nothing from a second thread, and lose much on a busy machine.
+    demo.set_defaults(threads=1)
 
 
 def _add(subparsers: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
@@ -85,7 +87,7 @@ def _add(subparsers: Any, name: str, command: Command, text: str) -> argparse.Ar
         description=text[0].upper() + text[1:] + ".",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=int, help="CPU threads; None: torch's choice")
     parser.set_defaults(run=_guarded(command))
     return parser
 

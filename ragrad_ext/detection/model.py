@@ -108,15 +108,21 @@ def _resnet(name: str) -> tuple[nn.Module, list[int]]:
 
 
 def _fcos(backbone: TwoStreamBackbone, num_labels: int) -> nn.Module:
-    """One point per cell; an object belongs to the level by its reach (0-64, 64-128, above)."""
+    """One point per cell; an object belongs to the level by its reach (0-64, 64-128, above).
+
+    The four distances pass a ReLU. torchvision starts them around 0, from where a whole side of
+    every box can die for many epochs: they start at one cell instead.
+    """
     points = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
-    return FCOS(
+    model = FCOS(
         backbone,
         num_labels,
         anchor_generator=points,
         score_thresh=MIN_SCORE,
         detections_per_img=MAX_DETECTIONS,
     )
+    nn.init.ones_(model.head.regression_head.bbox_reg.bias)
+    return model
 
 
 def _anchors() -> AnchorGenerator:

@@ -200,3 +200,17 @@ def test_it_learns_four_images_by_heart(detector: str, steps: int) -> None:
     model, data = build(detector, num_classes=2), Rectangles()
     train(model, data, steps)
     assert average_precision(data, detect(model, data))["overall"]["AP50"] > 0.9
+
+
+def test_no_side_of_a_box_starts_dead() -> None:
+    """FCOS's distances pass a ReLU: a side below 0 everywhere would get no gradient at all."""
+    torch.manual_seed(0)
+    model: Any = build("fcos", "light", 3).eval()
+    distances: list[Tensor] = []
+    model.head.regression_head.bbox_reg.register_forward_hook(
+        lambda module, args, output: distances.append(output)
+    )
+    with torch.no_grad():
+        model([torch.rand(4, 96, 128)])
+    assert len(distances) == 3
+    assert all((d > 0).float().mean((0, 2, 3)).min() > 0.9 for d in distances)
