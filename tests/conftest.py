@@ -19,6 +19,10 @@ def real_data() -> Path:
     return DATA
 
 
+# Small tensors gain nothing from threads, and lose much where other work shares the cores.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}); delete it and "
+            f"{path} is not a readable checkpoint ({str(error).split('. ')[0]}); delete it and "
             "train again, or name the checkpoint.pt that `train` wrote"
         ) from error
     found = state.get("format") if isinstance(state, dict) else None

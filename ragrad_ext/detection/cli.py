@@ -60,7 +60,9 @@ def add_commands(subparsers: Any) -> None:
     evaluate.add_argument("--checkpoint", required=True, help="a checkpoint.pt of train or compare")
     evaluate.add_argument("--data", help="other data than it was trained for")
     evaluate.add_argument("--labels", help="folder of labels inside --data")
-    evaluate.add_argument("--split", choices=("val", "train"), default="val", help="which images")
+    evaluate.add_argument(
+        "--split", choices=("val", "train", "all"), default="val", help="which images"
+    )
     evaluate.add_argument("--device", default="auto", help=HELP["device"])
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once")
 
@@ -183,7 +185,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     settings = Settings.from_dict(load_checkpoint(Path(args.checkpoint))["settings"])
     if args.data is not None:
         settings = settings.change(data=args.data, labels=args.labels)
-    data = open_split(settings, args.split)
+    data = open_split(settings, None if args.split == "all" else args.split)
     model, _ = load_trained(args.checkpoint, data, args.device)
     device = pick_device(args.device)
     found = detect(model, data, device, args.batch_size, progress=True)

@@ -139,7 +139,10 @@ def read_ids(
     origin = "its twin is there"
     if split is not None:
         path = root / f"{split}.txt"
-        ids = read_lines(path, "write one id per line, or use all images with split=None")
+        ids = read_lines(
+            path,
+            "write one id per line; evaluate --split all (in Python split=None) takes every image",
+        )
         origin = f"{path.name} lists it"
         twice = [i for i, count in Counter(ids).items() if count > 1]
         problems += [f"{path}: id {i!r} is listed more than once; list it once" for i in twice]

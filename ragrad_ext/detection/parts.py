@@ -18,8 +18,11 @@ from .seeds import INIT, METHOD, derive_seed, own_randomness, seed_
 from .settings import Settings
 
 
-def open_split(settings: Settings, split: str) -> PairedImages:
-    """The "train" or "val" split of the run's data; of scenes, "val" has half as many."""
+def open_split(settings: Settings, split: str | None) -> PairedImages:
+    """The "train" or "val" split of the run's data, or all of a folder (None).
+
+    Of scenes, "val" has half as many.
+    """
     return open_data(
         settings.data,
         split,

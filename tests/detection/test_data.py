@@ -233,7 +233,7 @@ def test_problems_are_listed_together(folder: Path) -> None:
 
 def test_missing_parts(folder: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"no file .*test.txt; write one id per line, or us"
+        FileNotFoundError, match=r"no file .*test.txt; write one id per line; .*--split all"
     ):
         PairedFolder(folder, "test")
     (folder / "train.txt").write_text("\n")
