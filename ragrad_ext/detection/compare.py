@@ -68,7 +68,7 @@ def compare(
         folder / "report.html",
         runs,
         make_pictures(settings, val, models, pictures),
-        title=f"{Path(settings.data).name}: {' against '.join(methods)}",
+        title=f"Detection on {Path(settings.data).name} with and without RaGrad",
         command=command,
         settings={**outcome["settings"], **outcome["versions"], **outcome["machine"]},
         classes=val.classes,

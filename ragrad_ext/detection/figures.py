@@ -176,6 +176,7 @@ def dots(
     for style, value in series.items():
         points = axes.scatter(value, rows, s=20, color=_colour(style), marker=style.marker)
         points.set(label=style.label, linewidth=0, zorder=3)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))  # more would run into each other
     axes.set_xlabel(axis)
     _legend(axes)
     return _svg(figure, description)
