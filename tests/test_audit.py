@@ -76,5 +76,6 @@ def test_chosen_layers_and_other_axes() -> None:
 
 
 def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
     counterfactual(lambda: torch.zeros(()), [torch.ones(2, 1)], [torch.ones(2, 1)])
     assert "removing channels" in capsys.readouterr().err
