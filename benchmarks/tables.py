@@ -57,7 +57,7 @@ def effectiveness_by_stage() -> str:
 
 
 def degraded() -> str:
-    """P(rgb > ir) by what is degraded, mean and range over seeds, at the last epoch."""
+    """P(rgb > ir) by what is degraded, median and range over seeds, at the last epoch."""
     rows = load("degraded")["rows"]
     last = max(r["epoch"] for r in rows)
     names = {"both": "R", "effectiveness": "E^", "sensitivity": "S^"}
