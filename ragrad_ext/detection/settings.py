@@ -26,17 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reliability": get_args(Reliability),
     "scope": get_args(Scope),
 }
-COUNTS = (
-    "seed",
-    "workers",
-    "epochs",
-    "batch_size",
-    "scenes",
-    "width",
-    "height",
-    "evaluate_every",
-    "every",
-)
+COUNTS = ("epochs", "batch_size", "scenes", "width", "height", "evaluate_every", "every")
 # May change between a checkpoint and its continuation: they say where, not what.
 PLACE = ("device", "workers")
 
@@ -88,15 +78,7 @@ class Settings:
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        for name in (
-            "epochs",
-            "batch_size",
-            "scenes",
-            "width",
-            "height",
-            "evaluate_every",
-            "every",
-        ):
+        for name in COUNTS:
             _whole(name, getattr(self, name), 1)
         for name in ("seed", "workers"):
             _whole(name, getattr(self, name), 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +19,6 @@ from ragrad_ext.detection.run_log import write_json
 from ragrad_ext.detection.settings import Settings
 
 TINY = Settings(epochs=1, scenes=4, width=96, height=96, device="cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second one, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(method: str, seed: int, ap: float, night: float = math.nan) -> Run:
