@@ -102,6 +102,7 @@ def results(settings: Settings, runs: Sequence[Run], command: str) -> dict[str, 
                 "method": run.method,
                 "seed": run.seed,
                 "seconds": sum(row["seconds"] for row in run.epochs),
+                "loss": [row["loss"] for row in run.epochs],
                 "conflicts": [row["conflicts"] for row in run.epochs if "conflicts" in row],
                 "ap": run.ap,
             }
