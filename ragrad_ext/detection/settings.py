@@ -89,6 +89,11 @@ class Settings:
                 raise ValueError(f"{name} must be a finite number, {least}, got {value!r}")
         if not 0 <= self.alpha < 1:
             raise ValueError(f"alpha must lie in [0, 1), got {self.alpha!r}")
+        if (self.detector, self.effectiveness) == ("fasterrcnn", "hutchinson"):
+            raise ValueError(
+                "hutchinson differentiates twice, and fasterrcnn's RoIAlign has no second "
+                "derivative; choose the effectiveness finite-difference, gate or fisher"
+            )
 
     def change(self, **changes: Any) -> Settings:
         """A copy with some fields changed, checked again."""

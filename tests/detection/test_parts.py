@@ -53,6 +53,7 @@ def same(a: Any, b: Any) -> bool:
         ({"lr": math.nan}, r"lr must be a finite number"),
         ({"clip": -1.0}, r"clip must be a finite number, 0 or more"),
         ({"alpha": 1.0}, r"alpha must lie in \[0, 1\)"),
+        ({"detector": "fasterrcnn", "effectiveness": "hutchinson"}, "RoIAlign has no second"),
     ],
 )
 def test_settings_refuse_what_cannot_be(change: dict[str, Any], message: str) -> None:
