@@ -37,6 +37,7 @@ ESTIMATORS: dict[str, Callable[[], Effectiveness]] = {
     "Hutchinson, 1 probe": lambda: Hutchinson(1, every=1),
     "Hutchinson, 16 probes": lambda: Hutchinson(16, every=1),
     "FiniteDifference, 1 probe": lambda: FiniteDifference(1, every=1),
+    "FiniteDifference, 1 probe, step 0.01": lambda: FiniteDifference(1, every=1, step=0.01),
     "FiniteDifference, 16 probes": lambda: FiniteDifference(16, every=1),
     "Fisher": lambda: Fisher(every=1),
     "FirstOrder": FirstOrder,

@@ -141,12 +141,14 @@ class Repa:
         if self._mean is None:
             return None
         known = self._steps > 0
-        new = 1 / (self._steps + 1) if self.history == "cumulative" else 1 - self.alpha
+        # tensors, not numbers: torch.where would make float32 of two Python floats
+        ema = torch.full_like(self._steps, 1 - self.alpha)
+        weight = 1 / (self._steps + 1) if self.history == "cumulative" else ema
         means = [
             [mean.movedim(axis, 0) for mean, axis in zip(side, self.channel_axes, strict=True)]
             for side in self._mean
         ]
-        return History((means[0], means[1]), known, torch.where(known, new, 1.0))
+        return History((means[0], means[1]), known, torch.where(known, weight, 1.0))
 
     def _to(self, device: torch.device) -> None:
         """Follow a model that was moved after it was paired."""

@@ -28,7 +28,7 @@ class Taylor2(Effectiveness):
         seed: of the probes, which never touch torch's own random state.
 
     Attributes:
-        dropped: () int64, how many non-finite row values were dropped so far.
+        dropped: () int64, how many row values were not finite, or absent, and left q as it was.
     """
 
     def __init__(self, *, every: int = 10, average: float = 0.0, seed: int = 0) -> None:
@@ -157,6 +157,9 @@ class Hutchinson(Taylor2):
                 ]
                 n = len(z_rgb)
                 self._add(self._quadratic((zhz[:n], zhz[n:])) / self.probes)
+        except torch.OutOfMemoryError:
+            self._pending = None
+            raise
         except RuntimeError as error:
             self._pending = None
             raise RuntimeError(
@@ -233,22 +236,22 @@ class FiniteDifference(Taylor2):
         vectors = [*z[0], *z[1]]
         total = torch.stack([w.detach().double().square().sum() for w in params]).sum()
         rms = (total / sum(w.numel() for w in params)).sqrt().float()
-        steps = [self.step_size * rms for w in params]
+        step = self.step_size * rms
         saved = [w.detach().clone() for w in params]
         sides = []
         try:
             for sign in (1, -1):
-                for w, v, s, old in zip(params, vectors, steps, saved, strict=True):
+                for w, v, old in zip(params, vectors, saved, strict=True):
                     # .data: the step's own graph holds these weights and must not see them move
-                    w.data.copy_(old + sign * s * v)
+                    w.data.copy_(old + sign * step * v)
                 with undisturbed(self.twins.device), torch.enable_grad():
                     sides.append(torch.autograd.grad(closure(), params, allow_unused=True))
         finally:
             for w, old in zip(params, saved, strict=True):
                 w.data.copy_(old)
         zhz = [
-            None if up is None or down is None else v * (up.double() - down.double()) / (2 * s)
-            for up, down, v, s in zip(*sides, vectors, steps, strict=True)
+            None if up is None or down is None else v * (up.double() - down.double()) / (2 * step)
+            for up, down, v in zip(*sides, vectors, strict=True)
         ]
         return zhz[: len(z[0])], zhz[len(z[0]) :]
 
@@ -268,7 +271,7 @@ class Fisher(Taylor2):
 
     def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
         if self.due:
-            q = torch.zeros_like(sums.dot)
+            q = torch.full_like(sums.dot, torch.nan)  # a pair without gradients keeps its q
             for m, grads in enumerate((bucket.rgb, bucket.ir)):
                 for l, rows in enumerate(bucket.layout.slices()):
                     g = grads[l]

@@ -161,11 +161,6 @@ class RaGrad:
         self._attached = self._watch = None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if getattr(optimizer, "grad_scale", None) is not None:
-            raise RuntimeError(
-                "a fused optimizer under a GradScaler hands over scaled gradients; call "
-                "scaler.unscale_(optimizer) before scaler.step(optimizer)"
-            )
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
@@ -175,6 +170,11 @@ class RaGrad:
                     "noise behind a BatchNorm. ragrad.backward(loss) traces any kind of model",
                     stacklevel=2,
                 )
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "a fused optimizer under a GradScaler hands over scaled gradients; call "
+                "scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
         self._correct_()
 
     def _untraced(self) -> Gate | None:

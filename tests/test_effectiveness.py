@@ -259,6 +259,31 @@ def test_non_finite_curvature_is_dropped_and_counted() -> None:
     assert repa.reliability.values.isfinite().all()
 
 
+def test_fisher_keeps_q_of_a_pair_that_is_skipped() -> None:
+    one, two = torch.ones(2, 2), 2 * torch.ones(2, 2)
+    estimator = Fisher(every=1)
+    repa = Repa([one, one.clone()], [two, two.clone()], effectiveness=estimator)
+    correct_([one.clone(), one.clone()], [one.clone(), one.clone()], repa)
+    before = estimator.q.clone()
+    assert before[0].tolist() == [1.0, 1.0, 1.0, 1.0]  # 1/2 (1 + 1)
+    correct_([3 * one, None], [3 * one, one.clone()], repa)
+    assert torch.equal(estimator.q[:, :2], 9 * before[:, :2])
+    assert torch.equal(estimator.q[:, 2:], before[:, 2:])
+
+
+def test_out_of_memory_is_not_called_a_missing_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TwoStream()
+    ragrad = RaGrad(model.rgb, model.ir, effectiveness=Hutchinson())
+    loss = loss_of(model)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no memory left$"):
+        ragrad.backward(loss)
+
+
 class NoSecond(torch.autograd.Function):
     """x -> x^2, without a double backward, as RoIAlign has none."""
 

@@ -107,6 +107,16 @@ class TestEq4:
         assert repa.state_dict()["mean"][0][0].tolist() == [[2.75, 5.75]]
         assert float(repa.state_dict()["sensitivity"][0, 0]) == 0.5 * 2.5 + 0.5 * 9
 
+    @pytest.mark.parametrize(("history", "w"), [("ema", 1 - 0.95), ("cumulative", 1 / 2)])
+    def test_the_weight_of_a_step_is_a_float64(self, history: str, w: float) -> None:
+        repa = Repa(*weights((1, 2), (1, 2)), history=history)  # type: ignore[arg-type]
+        zero = torch.zeros(1, 2)
+        observe(repa, [zero, None], [zero, None])
+        record = repa._history()
+        assert record is not None
+        assert record.weight.dtype == torch.float64
+        assert record.weight.tolist() == [w, 1.0]
+
     def test_bfloat16_history(self) -> None:
         assert self.sensitivities(history_dtype=torch.bfloat16) == [0.0, 5.0, 2.5]
 
