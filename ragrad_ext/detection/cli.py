@@ -14,7 +14,7 @@ from .settings import CHOICES, Settings
 
 Command = Callable[[argparse.Namespace], int]
 
-EXTRA = ("torchvision", "pycocotools", "matplotlib", "tqdm", "PIL")
+EXTRA = ("torchvision", "pycocotools", "matplotlib", "tqdm", "PIL", "scipy")
 HELP = {
     "data": 'folder of visible/infrared pairs, or "scenes": generated, no download',
     "labels": "folder of labels inside --data, where it holds several",

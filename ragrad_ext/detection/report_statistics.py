@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from scipy.special import stdtrit  # Student's t
+
 MINUS = "\u2212"
 
 
@@ -44,7 +46,7 @@ class Paired(NamedTuple):
     def margin(self) -> float:
         """Half the 95% interval of the mean: t(0.975, n - 1) · s / √n; nan for a single seed."""
         _, std, n = self.spread
-        return t_quantile(n - 1) * std / math.sqrt(n) if n > 1 else math.nan
+        return float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -80,26 +82,3 @@ def points(difference: float) -> str:
     text = f"{100 * abs(difference):.1f}"
     sign = "+" if difference > 0 else MINUS
     return text if text == "0.0" else sign + text
-
-
-def t_quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t, exactly, for whole degrees of freedom.
-
-    Inverts A(t) = P(|T| < t), a finite sum in θ = arctan(t / √ν) (Abramowitz and Stegun 26.7.3-4):
-    scipy is not worth a dependency here.
-    """
-
-    def coverage(theta: float) -> float:
-        odd, cosine = freedom % 2, math.cos(theta)
-        term, total = cosine**odd, 0.0
-        for k in range(odd, freedom - 1, 2):
-            total += term
-            term *= cosine**2 * (k + 1) / (k + 2)
-        total *= math.sin(theta)
-        return (theta + total) * 2 / math.pi if odd else total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if coverage(middle) < 0.95 else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)

@@ -23,7 +23,7 @@ from ragrad_ext.detection.matching import match
 from ragrad_ext.detection.report import LayerHistory, Picture, Run, write_report
 from ragrad_ext.detection.report_data import Results
 from ragrad_ext.detection.report_pictures import _Layout, in_words, outcome_marks, overlay
-from ragrad_ext.detection.report_statistics import paired, points, spread, t_quantile
+from ragrad_ext.detection.report_statistics import Paired, paired, points, spread
 
 CLASSES = ("person", "car")
 METHODS = ("none", "ragrad")
@@ -129,7 +129,9 @@ def written(tmp_path: Path, runs: list[Run], *args: Any, **kwargs: Any) -> tuple
     ("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (100, 1.9840)]
 )
 def test_student_quantiles_are_those_of_the_tables(freedom: int, quantile: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(quantile, abs=5e-5)
+    pairs = Paired(tuple(range(freedom + 1)), tuple(map(float, range(freedom + 1))))
+    found = pairs.margin / pairs.spread.std * math.sqrt(freedom + 1)
+    assert found == pytest.approx(quantile, abs=5e-5)
 
 
 def test_spread_leaves_out_what_is_not_defined() -> None:
