@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import compiled
+
+Grads = Sequence[Tensor | None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -39,52 +43,99 @@ class Layout:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Checked twins of one step, channel axis first; None marks a pair that is skipped.
+    """Checked twins of one step; None on either side marks a pair that is skipped.
 
     Attributes:
         layout: the rows of every pair, skipped ones included, so that rows keep their
             place from step to step.
-        rgb, ir: (C_l, ...) gradients, views of the caller's memory.
+        channel_axes: the output channel axis of each pair.
+        grads: modality first, the caller's own tensors.
         device: where all of them lie.
+        table: the compiled row table over these gradients; None where there is none.
     """
 
     layout: Layout
-    rgb: tuple[Tensor | None, ...]
-    ir: tuple[Tensor | None, ...]
+    channel_axes: Sequence[int]
+    grads: tuple[Grads, Grads]
     device: torch.device
+    table: Any = None
 
-    @classmethod
-    def of(
-        cls,
-        grads_rgb: Sequence[Tensor | None],
-        grads_ir: Sequence[Tensor | None],
-        layout: Layout,
-        channel_axes: Sequence[int],
-        device: torch.device,
-    ) -> Bucket:
-        """Check every pair, then view it with its channel axis first. Nothing is written.
+    def twins(self, l: int) -> tuple[Tensor, Tensor] | None:
+        """The gradients of pair l as (C_l, ...) views; None if there is nothing to do for it."""
+        g_rgb, g_ir = (side[l] for side in self.grads)
+        if g_rgb is None or g_ir is None or g_rgb.numel() == 0:
+            return None
+        axis = self.channel_axes[l]
+        return g_rgb.movedim(axis, 0), g_ir.movedim(axis, 0)
+
+
+class Buckets:
+    """Makes the bucket of each step for one set of twins.
+
+    Gradients that differ from the last step's by nothing but their addresses were checked then,
+    and are not checked again: the compiled row table recognises them in well under a microsecond
+    each. No tensor is kept from step to step.
+    """
+
+    def __init__(self, layout: Layout, channel_axes: Sequence[int]) -> None:
+        self.layout, self.channel_axes = layout, tuple(channel_axes)
+        self._table: Any = None
+
+    def bucket(self, grads_rgb: Grads, grads_ir: Grads, device: torch.device) -> Bucket:
+        """Check every pair, or recognise them all. Nothing is written.
 
         Raises:
             ValueError, TypeError: naming the pair, what was found and the cure.
         """
-        check_lengths(len(grads_rgb), len(grads_ir), len(layout.channels))
-        pairs: list[tuple[Tensor, Tensor] | tuple[None, None]] = []
-        for l, (g_rgb, g_ir) in enumerate(zip(grads_rgb, grads_ir, strict=True)):
-            if g_rgb is None or g_ir is None:
-                pairs.append((None, None))
-                continue
-            check_gradient(g_rgb, f"grads_rgb[{l}]")
-            check_gradient(g_ir, f"grads_ir[{l}]")
-            _check_twins(g_rgb, g_ir, l)
-            g_rgb, g_ir = (g.movedim(channel_axes[l], 0) for g in (g_rgb, g_ir))
-            if g_rgb.shape[0] != layout.channels[l]:
+        table = self._row_table(device)
+        grads = grads_rgb, grads_ir
+        if table is None:
+            check_gradients(grads, self.layout, self.channel_axes, device)
+        elif not _recognises(table, grads):
+            check_gradients(grads, self.layout, self.channel_axes, device)
+            table.set(grads_rgb, grads_ir)
+        return Bucket(self.layout, self.channel_axes, grads, device, table)
+
+    def _row_table(self, device: torch.device) -> Any:
+        """The compiled table, where there is a compiled module that reads this device's tensors."""
+        if compiled.module is None or device.type not in ("cpu", "cuda"):
+            return None
+        if torch.compiler.is_compiling():  # tensors have no address yet
+            return None
+        if self._table is None:
+            self._table = compiled.module.Twins(Tensor, self.layout.channels, self.channel_axes)
+        return self._table
+
+
+def _recognises(table: Any, grads: tuple[Grads, Grads]) -> bool:
+    try:
+        return bool(table.take(*grads))
+    except (TypeError, RuntimeError):  # no tensors, or none that own memory: the checks say it best
+        return False
+
+
+def check_gradients(
+    grads: tuple[Grads, Grads], layout: Layout, channel_axes: Sequence[int], device: torch.device
+) -> None:
+    """Refuse what cannot be corrected in place: types, shapes, shared memory, devices."""
+    check_lengths(len(grads[0]), len(grads[1]), len(layout.channels))
+    for l, (g_rgb, g_ir) in enumerate(zip(*grads, strict=True)):
+        if g_rgb is None or g_ir is None:
+            continue
+        for name, g in (("grads_rgb", g_rgb), ("grads_ir", g_ir)):
+            check_gradient(g, f"{name}[{l}]")
+            if g.device != device:
                 raise ValueError(
-                    f"stats describe {layout.channels[l]} channels for pair {l}, but its gradients "
-                    f"have {g_rgb.shape[0]}; pass the gradients in the order the stats were made in"
+                    f"{name}[{l}] lies on {g.device}, expected {device} like the rest of this "
+                    "call; all gradients and the stats must share one device"
                 )
-            pairs.append((g_rgb, g_ir) if g_rgb.numel() else (None, None))
-        _check_devices(pairs, device)
-        return cls(layout, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), device)
+        _check_twins(g_rgb, g_ir, l)
+        channels = g_rgb.shape[channel_axes[l]]
+        if channels != layout.channels[l]:
+            raise ValueError(
+                f"stats describe {layout.channels[l]} channels for pair {l}, but its gradients "
+                f"have {channels}; pass the gradients in the order the stats were made in"
+            )
 
 
 def check_lengths(n_rgb: int, n_ir: int, n_stats: int) -> None:
@@ -138,15 +189,3 @@ def _check_twins(g_rgb: Tensor, g_ir: Tensor, l: int) -> None:
             f"grads_rgb[{l}] and grads_ir[{l}] are the same memory; a weight that both streams "
             "share has no twin: leave it out"
         )
-
-
-def _check_devices(
-    pairs: Sequence[tuple[Tensor, Tensor] | tuple[None, None]], device: torch.device
-) -> None:
-    for l, pair in enumerate(pairs):
-        for name, g in zip(("grads_rgb", "grads_ir"), pair, strict=True):
-            if g is not None and g.device != device:
-                raise ValueError(
-                    f"{name}[{l}] lies on {g.device}, expected {device} like the rest of this "
-                    "call; all gradients and the stats must share one device"
-                )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backends import select
-from .bucket import Bucket, check_lengths
+from .bucket import check_lengths
 from .conflicts import Conflicts
 from .reliability import Reliability
 from .repa import Repa
@@ -51,14 +51,16 @@ def correct_(
         raise TypeError(f"stats is {type(stats).__name__}; pass a Reliability or a Repa")
     options = check_options(identify, resolve, eps)
     check_lengths(len(grads_rgb), len(grads_ir), len(stats.layout.channels))
-    device, axes = stats.device, stats.channel_axes
+    device = stats.device
     if isinstance(stats, Repa):  # its state follows the gradients when the model has moved
         tensors = (g for g in (*grads_rgb, *grads_ir) if isinstance(g, torch.Tensor))
         device = next((g.device for g in tensors), device)
     chosen = select(backend, device)
-    bucket = Bucket.of(grads_rgb, grads_ir, stats.layout, axes, device)
-    values = stats.observe_(bucket, chosen) if isinstance(stats, Repa) else stats.values
-    return chosen.correct_(bucket, values, options)
+    bucket = stats.buckets.bucket(grads_rgb, grads_ir, device)
+    if isinstance(stats, Repa):
+        values, twin_dots = stats.observe_(bucket, chosen)
+        return chosen.correct_(bucket, values, options, twin_dots)
+    return chosen.correct_(bucket, stats.values, options)
 
 
 def check_options(identify: Identify, resolve: Resolve, eps: float) -> Options:

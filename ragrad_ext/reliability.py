@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .bucket import Layout
+from .bucket import Buckets, Layout
 
 
 class Reliability:
@@ -55,10 +56,10 @@ class Reliability:
     def device(self) -> torch.device:
         return self.values.device
 
-    @property
-    def channel_axes(self) -> tuple[int, ...]:
-        """The channel axis of every pair's gradients: the first."""
-        return (0,) * len(self.layout.channels)
+    @cached_property
+    def buckets(self) -> Buckets:
+        """What makes buckets of gradients that belong to it; their channel axis is the first."""
+        return Buckets(self.layout, (0,) * len(self.layout.channels))
 
     @property
     def rgb(self) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, History
-from .bucket import Bucket, Layout
+from .bucket import Bucket, Buckets, Layout
 from .effectiveness import Closure, Effectiveness
 from .gate import Gate
 from .reliability import Reliability
@@ -66,8 +66,7 @@ class Repa:
         self.reliability: Reliability | None = None
         self.effect: Tensor | None = None
         device = self.twins.device
-        n_pairs = len(self.layout.channels)
-        self._steps = torch.zeros(n_pairs, dtype=torch.float64, device=device)
+        self._steps = torch.zeros(2, self.layout.rows, dtype=torch.float64, device=device)
         self._sensitivity = torch.zeros(2, self.layout.rows, dtype=torch.float64, device=device)
         self._mean: tuple[list[Tensor], list[Tensor]] | None = None
         if reliability != "effectiveness":
@@ -75,46 +74,44 @@ class Repa:
                 [torch.zeros_like(w, dtype=history_dtype, requires_grad=False) for w in side]
                 for side in self.twins.weights
             )
-        self._layer_of_row = torch.arange(n_pairs).repeat_interleave(
-            torch.tensor(self.layout.channels, dtype=torch.int64)
-        )
+        self.buckets = Buckets(self.layout, self.twins.channel_axes)
 
     @property
     def layout(self) -> Layout:
         return self.twins.layout
 
     @property
-    def channel_axes(self) -> tuple[int, ...]:
-        return self.twins.channel_axes
-
-    @property
     def device(self) -> torch.device:
         return self._sensitivity.device
 
     @torch.no_grad()
-    def observe_(self, bucket: Bucket, backend: Backend) -> Tensor:
-        """Take in one step's gradients and return R, (2, rows) float32, rgb first.
+    def observe_(self, bucket: Bucket, backend: Backend) -> tuple[Tensor, Tensor | None]:
+        """Take in one step's gradients (Eq. 2-5).
 
-        Eq. 2-5, with the deviation of Eq. 4 taken from the history before this step.
+        The deviation of Eq. 4 is taken from the history before this step.
+
+        Returns:
+            R, (2, rows) float32, rgb first, and the ``twin_dots`` of `RowSums`.
         """
         if self.kind != "sensitivity":
             self.effectiveness.check_ready()
         self._to(bucket.device)
         sums = backend.observe_(bucket, self._weights_to_read(), self._history())
-        observed = sums.observed[self._layer_of_row]  # (rows,)
+        seen = sums.observed
 
-        moved = self.alpha * self._sensitivity + (1 - self.alpha) * sums.deviation  # Eq. 4
-        self._sensitivity = torch.where(observed, moved, self._sensitivity)
-        self._steps += sums.observed
+        deviation = torch.where(self._steps > 0, sums.deviation, 0.0)  # none without a history
+        moved = self.alpha * self._sensitivity + (1 - self.alpha) * deviation  # Eq. 4
+        self._sensitivity = torch.where(seen, moved, self._sensitivity)
+        self._steps += seen
 
         r = torch.ones_like(self._sensitivity)
         if self.kind != "sensitivity":
             self.effect = self.effectiveness.scores(bucket, sums)
-            r *= normalise(self.effect, observed, self._scope_parts)
+            r *= normalise(self.effect, seen, self._scope_parts)
         if self.kind != "effectiveness":
-            r *= normalise(self._sensitivity, observed, self._scope_parts)  # Eq. 5
+            r *= normalise(self._sensitivity, seen, self._scope_parts)  # Eq. 5
         self.reliability = Reliability.flat(r.float(), self.layout)
-        return self.reliability.values
+        return self.reliability.values, sums.twin_dots
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
         """Show a micro-batch's loss to the estimator of effectiveness, if it is used at all."""
@@ -129,7 +126,7 @@ class Repa:
     def _weights_to_read(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
         def side(m: int) -> list[Tensor | None]:
             return [
-                self.twins.first(m, l)
+                self.twins.weights[m][l]
                 if self.kind != "sensitivity" and self.effectiveness.reads_weight(m, l)
                 else None
                 for l in range(len(self.layout.channels))
@@ -138,24 +135,20 @@ class Repa:
         return side(0), side(1)
 
     def _history(self) -> History | None:
+        """mu, and w of this step: a row that was never observed becomes its gradient (w = 1)."""
         if self._mean is None:
             return None
-        known = self._steps > 0
+        if self.history == "cumulative":
+            return History(self._mean, 1 / (self._steps + 1))
         # tensors, not numbers: torch.where would make float32 of two Python floats
         ema = torch.full_like(self._steps, 1 - self.alpha)
-        weight = 1 / (self._steps + 1) if self.history == "cumulative" else ema
-        means = [
-            [mean.movedim(axis, 0) for mean, axis in zip(side, self.channel_axes, strict=True)]
-            for side in self._mean
-        ]
-        return History((means[0], means[1]), known, torch.where(known, weight, 1.0))
+        return History(self._mean, torch.where(self._steps > 0, ema, 1.0))
 
     def _to(self, device: torch.device) -> None:
         """Follow a model that was moved after it was paired."""
-        if self.device != device or self._layer_of_row.device != device:
+        if self.device != device:
             self._steps = self._steps.to(device)
             self._sensitivity = self._sensitivity.to(device)
-            self._layer_of_row = self._layer_of_row.to(device)
             for side in self._mean or ():
                 side[:] = [mean.to(device) for mean in side]
 
@@ -192,7 +185,7 @@ class Repa:
     def _options(self) -> dict[str, Any]:
         return {
             "shapes": [list(w.shape) for w in self.twins.weights[0]],
-            "channel_axes": list(self.channel_axes),
+            "channel_axes": list(self.twins.channel_axes),
             "alpha": self.alpha,
             "reliability": self.kind,
             "scope": self.scope,
@@ -207,7 +200,7 @@ def normalise(x: Tensor, observed: Tensor, parts: Sequence[int]) -> Tensor:
 
     Args:
         x: (2, rows) float64; both modalities of a group are pooled.
-        observed: (rows,) bool. Other rows, and values that are not finite, stay out of the
+        observed: (2, rows) bool. Other rows, and values that are not finite, stay out of the
             moments and get 1/2.
         parts: the sizes of the groups.
 

@@ -272,12 +272,10 @@ class Fisher(Taylor2):
     def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
         if self.due:
             q = torch.full_like(sums.dot, torch.nan)  # a pair without gradients keeps its q
-            for m, grads in enumerate((bucket.rgb, bucket.ir)):
-                for l, rows in enumerate(bucket.layout.slices()):
-                    g = grads[l]
-                    if g is not None:
-                        product = (g.double() * self.twins.first(m, l).double()).square()
-                        q[m, rows] = 0.5 * product.reshape(g.shape[0], -1).sum(1)
+            for l, rows in enumerate(bucket.layout.slices()):
+                for m, g in enumerate(bucket.twins(l) or ()):
+                    product = (g.double() * self.twins.first(m, l).double()).square()
+                    q[m, rows] = 0.5 * product.reshape(g.shape[0], -1).sum(1)
             self._add(q)
         return super().scores(bucket, sums)
 

@@ -21,7 +21,7 @@ from ragrad_ext import (
     correct_,
 )
 from ragrad_ext.backends import BACKENDS, RowSums
-from ragrad_ext.bucket import Bucket
+from ragrad_ext.bucket import Buckets
 
 from .networks import TwoStream, loss_of
 from .tolerances import FINITE_DIFFERENCE
@@ -31,10 +31,9 @@ def scores(estimator: Effectiveness, rgb: list[Tensor], ir: list[Tensor]) -> Ten
     """E for weights that carry gradients in ``.grad``, (2, rows)."""
     twins = estimator.twins
     grads = [[w.grad for w in side] for side in (rgb, ir)]
-    bucket = Bucket.of(*grads, twins.layout, twins.channel_axes, twins.device)  # type: ignore[arg-type]
-    theta = [[twins.first(m, l) for l in range(len(rgb))] for m in (0, 1)]
+    bucket = Buckets(twins.layout, twins.channel_axes).bucket(grads[0], grads[1], twins.device)
     with torch.no_grad():
-        sums: RowSums = BACKENDS[-1].observe_(bucket, (theta[0], theta[1]), None)
+        sums: RowSums = BACKENDS[-1].observe_(bucket, twins.weights, None)
         return estimator.scores(bucket, sums)
 
 

@@ -115,7 +115,7 @@ class TestEq4:
         record = repa._history()
         assert record is not None
         assert record.weight.dtype == torch.float64
-        assert record.weight.tolist() == [w, 1.0]
+        assert record.weight.tolist() == [[w, 1.0], [w, 1.0]]
 
     def test_bfloat16_history(self) -> None:
         assert self.sensitivities(history_dtype=torch.bfloat16) == [0.0, 5.0, 2.5]
@@ -127,22 +127,33 @@ class TestEq4:
         observe(repa, [one, 5 * one], [zero, zero])
         observe(repa, [one, 7 * one], [zero, zero])
         state = repa.state_dict()
-        assert state["steps"].tolist() == [3.0, 2.0]
+        assert state["steps"].tolist() == [[3.0, 2.0], [3.0, 2.0]]
         assert state["sensitivity"].tolist() == [[0.0, 0.5 * 4.0], [0.0, 0.0]]
         assert state["mean"][0][1].tolist() == [[6.0, 6.0]]
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_a_pair_that_is_not_finite_enters_nothing(self, bad: float) -> None:
+    def test_elements_that_are_not_finite_enter_nothing(self, bad: float) -> None:
         repa = Repa(*weights((2, 2)), alpha=0.5)
         g = torch.ones(2, 2)
         observe(repa, [g], [g * 2])
-        before = repa.state_dict()
-        r = observe(repa, [g * torch.tensor([[1.0, bad], [1.0, 1.0]])], [g * 3])
-        after = repa.state_dict()
-        assert r.tolist() == [[0.25, 0.25], [0.25, 0.25]]
-        for name in ("steps", "sensitivity"):
-            assert torch.equal(before[name], after[name])
-        assert torch.equal(before["mean"][1][0], after["mean"][1][0])
+        poisoned = torch.tensor([[3.0, bad], [5.0, 7.0]])
+        r = observe(repa, [poisoned], [g * 2])
+        state = repa.state_dict()
+        assert r[0, 0] == 0.25  # 1/2 in both factors
+        # mu moves by half of d = 2, 4 and 6, and stays where g is not finite
+        assert state["mean"][0][0].tolist() == [[2.0, 1.0], [3.0, 4.0]]
+        # the poisoned row was not observed; the other rgb row deviates by 4 and 6
+        assert state["steps"].tolist() == [[1.0, 2.0], [2.0, 2.0]]
+        assert state["sensitivity"].tolist() == [[0.0, 0.5 * (16 + 36) / 2], [0.0, 0.0]]
+
+    def test_a_row_poisoned_on_its_first_step_starts_over(self) -> None:
+        repa = Repa(*weights((1, 2)), alpha=0.5)
+        zero = torch.zeros(1, 2)
+        observe(repa, [torch.tensor([[math.nan, 1.0]])], [zero])
+        observe(repa, [torch.tensor([[4.0, 6.0]])], [zero])
+        state = repa.state_dict()
+        assert state["mean"][0][0].tolist() == [[4.0, 6.0]]
+        assert state["sensitivity"][0].tolist() == [0.0]
 
 
 class TestReliability:

@@ -130,7 +130,7 @@ def test_attached_under_a_scaler_overflow_steps_are_not_observed() -> None:
         scaler.scale(loss_of(model) * (float("inf") if bad else 1.0)).backward()
         scaler.step(optimizer)
         scaler.update()
-    assert ragrad.repa.state_dict()["steps"].tolist() == [2.0, 2.0]
+    assert ragrad.repa.state_dict()["steps"].unique().tolist() == [2.0]
 
 
 @pytest.mark.parametrize("unscaled", [False, True])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from .contract import Backend, History, Rows, RowSums
+from .native import Native
 from .reference import Reference
 
 __all__ = ["BACKENDS", "Backend", "History", "RowSums", "Rows", "select"]
 
 # In the order in which "auto" prefers them.
-BACKENDS: tuple[Backend, ...] = (Reference(),)
+BACKENDS: tuple[Backend, ...] = (Native(), Reference())
 
 
 def select(name: str, device: torch.device) -> Backend:

@@ -19,14 +19,12 @@ class History(NamedTuple):
     """The memory of Eq. 4; modality first: index 0 is rgb, 1 is ir.
 
     Attributes:
-        mean: mu, for each modality one (C_l, ...) tensor per pair, channel axis first.
-            The backend updates it in place.
-        known: (L,) bool, whether the pair was observed before. If not, mu becomes its gradient.
-        weight: (L,) float64, w of this step: ``mu <- mu + w (g - mu)``.
+        mean: mu, one tensor per pair and modality, shaped like its gradient. The backend updates
+            it in place: ``mu <- mu + w (g - mu)``, element by element, where g is finite.
+        weight: (2, rows) float64, w of this step.
     """
 
     mean: tuple[Sequence[Tensor], Sequence[Tensor]]
-    known: Tensor
     weight: Tensor
 
 
@@ -37,13 +35,16 @@ class RowSums(NamedTuple):
         dot: (2, rows) float64, ``sum_j g_j theta_j``; 0 where no weight was given.
         deviation: (2, rows) float64, ``mean_j (g_j - mu_j)^2`` against the mu *before* this
             step; 0 without history.
-        observed: (L,) bool; False for a pair that was skipped or held an inf or nan in either
-            gradient: its sums are 0 and its mu is what it was.
+        observed: (2, rows) bool; False for the rows of a skipped pair and for rows that held an
+            inf or nan: their sums are 0.
+        twin_dots: (rows, 3) float64, ``|g_rgb|^2, |g_ir|^2, g_rgb . g_ir`` for the correction
+            that follows, from a backend that found them in the same pass.
     """
 
     dot: Tensor
     deviation: Tensor
     observed: Tensor
+    twin_dots: Tensor | None = None
 
 
 class Backend(Protocol):
@@ -54,10 +55,22 @@ class Backend(Protocol):
     def unusable(self, device: torch.device) -> str | None:
         """Why this backend cannot serve ``device`` here; None if it can."""
 
-    def correct_(self, bucket: Bucket, reliability: Tensor, options: Options) -> Conflicts:
-        """Eq. 6-10 from a given reliability, (2, rows) float32."""
+    def correct_(
+        self,
+        bucket: Bucket,
+        reliability: Tensor,
+        options: Options,
+        twin_dots: Tensor | None = None,
+    ) -> Conflicts:
+        """Eq. 6-10 from a given reliability, (2, rows) float32.
+
+        ``twin_dots`` are those of this backend's own ``observe_`` of the same gradients.
+        """
 
     def observe_(
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
     ) -> RowSums:
-        """One pass over gradients, weights and history. A weight of None is not read."""
+        """One pass over gradients, weights and history. A weight of None is not read.
+
+        Weights are shaped like their gradients.
+        """

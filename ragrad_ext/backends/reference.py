@@ -19,14 +19,20 @@ class Reference:
     def unusable(self, device: torch.device) -> str | None:
         return "this device has no float64" if device.type == "mps" else None
 
-    def correct_(self, bucket: Bucket, reliability: Tensor, options: Options) -> Conflicts:
-        rows_of = bucket.layout.slices()
+    def correct_(
+        self,
+        bucket: Bucket,
+        reliability: Tensor,
+        options: Options,
+        twin_dots: Tensor | None = None,
+    ) -> Conflicts:
         zeros = torch.zeros(bucket.layout.rows, device=bucket.device)
         out = Conflicts(zeros, zeros.clone(), zeros.bool(), zeros.clone(), bucket.layout)
-        for l, (g_rgb, g_ir) in enumerate(zip(bucket.rgb, bucket.ir, strict=True)):
-            if g_rgb is None or g_ir is None:
+        for l, rows in enumerate(bucket.layout.slices()):
+            twins = bucket.twins(l)
+            if twins is None:
                 continue
-            rows = rows_of[l]
+            g_rgb, g_ir = twins
             new = correct_layer(g_rgb, g_ir, reliability[0, rows], reliability[1, rows], options)
             g_rgb.copy_(new.g_rgb)
             g_ir.copy_(new.g_ir)
@@ -40,23 +46,22 @@ class Reference:
         layout, device = bucket.layout, bucket.device
         dot = torch.zeros(2, layout.rows, dtype=torch.float64, device=device)
         deviation = torch.zeros_like(dot)
-        observed = torch.zeros(len(layout.channels), dtype=torch.bool, device=device)
+        observed = torch.zeros(2, layout.rows, dtype=torch.bool, device=device)
         for l, rows in enumerate(layout.slices()):
-            g_rgb, g_ir = bucket.rgb[l], bucket.ir[l]
-            if g_rgb is None or g_ir is None:
-                continue
-            ok = g_rgb.isfinite().all() & g_ir.isfinite().all()
-            observed[l] = ok
-            for m, g in enumerate((g_rgb, g_ir)):
-                g = torch.where(ok, g, 0).double().reshape(g.shape[0], -1)  # (C_l, N_l)
+            axis = bucket.channel_axes[l]
+            for m, g in enumerate(bucket.twins(l) or ()):
+                g = g.double().reshape(g.shape[0], -1)  # (C_l, N_l)
+                finite = g.isfinite()
+                observed[m, rows] = ok = finite.all(1)
                 theta = weights[m][l]
                 if theta is not None:
-                    dot[m, rows] = (g * theta.reshape(g.shape).double()).sum(1)
+                    theta = theta.detach().movedim(axis, 0).reshape(g.shape).double()
+                    dot[m, rows] = torch.where(ok, (g * theta).sum(1), 0.0)
                 if history is not None:
-                    mean = history.mean[m][l]
-                    d = g - mean.reshape(g.shape).double()
-                    deviating = ok & history.known[l]
-                    deviation[m, rows] = torch.where(deviating, d.square().mean(1), 0.0)  # Eq. 4
-                    moved = mean + (history.weight[l] * d).reshape(mean.shape)
-                    mean.copy_(torch.where(ok, moved, mean))
+                    mean = history.mean[m][l].movedim(axis, 0)
+                    mu = mean.reshape(g.shape).double()
+                    d = g - mu
+                    deviation[m, rows] = torch.where(ok, d.square().mean(1), 0.0)  # Eq. 4
+                    moved = mu + history.weight[m, rows, None] * d
+                    mean.copy_(torch.where(finite, moved, mu).reshape(mean.shape))
         return RowSums(dot, deviation, observed)

@@ -1,0 +1,83 @@
+// Vectors of the widest instruction set that the including file is compiled for.
+//
+// Plain GCC/Clang vectors, but for what GCC splits into halves and joins again: conversions between
+// widths. Intrinsics say those in one instruction (GCC 12 warns of the AVX-512 ones without a mask).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace ragrad {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 8;
+#elif defined(__AVX2__)
+constexpr int kWidth = 4;
+#else
+constexpr int kWidth = 2;
+#endif
+
+typedef double Doubles __attribute__((vector_size(8 * kWidth)));
+typedef float Floats __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+
+template <class Vector, class T>
+inline Vector load(const T* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class Vector, class T>
+inline void store(T* p, Vector v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+#if defined(__AVX512F__)
+inline Doubles widen(Floats x) { return Doubles(_mm512_maskz_cvtps_pd(0xff, __m256(x))); }
+inline Floats narrow(Doubles x) { return Floats(_mm512_maskz_cvtpd_ps(0xff, __m512d(x))); }
+inline Words widen(Halves x) { return Words(_mm256_cvtepu16_epi32(__m128i(x))); }
+inline Halves narrow(Words x) { return Halves(_mm256_cvtepi32_epi16(__m256i(x))); }
+#elif defined(__AVX2__)
+inline Doubles widen(Floats x) { return Doubles(_mm256_cvtps_pd(__m128(x))); }
+inline Floats narrow(Doubles x) { return Floats(_mm256_cvtpd_ps(__m256d(x))); }
+inline Words widen(Halves x) {
+  return Words(_mm_cvtepu16_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(x))));
+}
+inline Halves narrow(Words x) {
+  return bit_cast<Halves>(_mm_cvtsi128_si64(_mm_packus_epi32(__m128i(x), __m128i(x))));
+}
+#else
+inline Doubles widen(Floats x) { return __builtin_convertvector(x, Doubles); }
+inline Floats narrow(Doubles x) { return __builtin_convertvector(x, Floats); }
+inline Words widen(Halves x) { return __builtin_convertvector(x, Words); }
+inline Halves narrow(Words x) { return __builtin_convertvector(x, Halves); }
+#endif
+
+// sum + x y where the product is exact in double: the same bits with or without an FMA.
+inline Doubles add_exact_product(Doubles sum, Doubles x, Doubles y) {
+#if defined(__AVX512F__)
+  return Doubles(_mm512_fmadd_pd(__m512d(x), __m512d(y), __m512d(sum)));
+#elif defined(__FMA__)
+  return Doubles(_mm256_fmadd_pd(__m256d(x), __m256d(y), __m256d(sum)));
+#else
+  return sum + x * y;
+#endif
+}
+
+}  // namespace
+}  // namespace ragrad

@@ -1,0 +1,95 @@
+"""The compiled backend: C++ on the CPU, CUDA on the GPU (csrc/)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import compiled
+from ..bucket import Bucket
+from ..conflicts import Conflicts
+from ..rgcr import Options
+from .contract import History, Rows, RowSums
+
+
+class Native:
+    """Reads every gradient once, rewrites conflict rows in place; no copies, no synchronisation.
+
+    The CPU kernels use `torch.get_num_threads` threads and give the same bits for any number of
+    them, and on every instruction set.
+
+    Args:
+        instruction_set: of the CPU kernels, one of ``_native.instruction_sets()``; default the
+            fastest that this machine has.
+    """
+
+    name = "native"
+
+    def __init__(self, instruction_set: str | None = None) -> None:
+        if instruction_set is None and compiled.module is not None:
+            instruction_set = compiled.module.instruction_sets()[0]
+        self.instruction_set = instruction_set
+
+    def unusable(self, device: torch.device) -> str | None:
+        if compiled.module is None:
+            return compiled.missing
+        if device.type == "cpu":
+            return None
+        if device.type == "cuda":
+            return compiled.module.cuda_unusable(device.index or 0) or None
+        return "it serves cpu and cuda only"
+
+    def correct_(
+        self,
+        bucket: Bucket,
+        reliability: Tensor,
+        options: Options,
+        twin_dots: Tensor | None = None,
+    ) -> Conflicts:
+        rows, device = bucket.layout.rows, bucket.device
+        # zeros, not empty: the rows of skipped pairs are not visited
+        cosine, gap, strength = torch.zeros(3, rows, device=device)
+        mask = torch.zeros(rows, dtype=torch.bool, device=device)
+        bucket.table.correct(
+            reliability,
+            twin_dots,
+            cosine,
+            gap,
+            mask,
+            strength,
+            options.identify == "dual",
+            options.resolve == "blend",
+            options.eps,
+            self.instruction_set,
+            torch.get_num_threads(),
+        )
+        _note_changes(bucket)
+        return Conflicts(cosine, gap, mask, strength, bucket.layout)
+
+    def observe_(
+        self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
+    ) -> RowSums:
+        rows, device, table = bucket.layout.rows, bucket.device, bucket.table
+        # zeros, not empty: the rows of skipped pairs are not visited
+        dot, deviation = torch.zeros(2, 2, rows, dtype=torch.float64, device=device)
+        observed = torch.zeros(2, rows, dtype=torch.bool, device=device)
+        twin_dots = torch.zeros(rows, 3, dtype=torch.float64, device=device)
+        none = [None] * len(bucket.layout.channels)
+        table.attach_weights(*weights)
+        table.attach_mean(*(history.mean if history else (none, none)))
+        table.observe(
+            history.weight if history else None,
+            twin_dots,
+            dot,
+            deviation,
+            observed,
+            self.instruction_set,
+            torch.get_num_threads(),
+        )
+        return RowSums(dot, deviation, observed, twin_dots)
+
+
+def _note_changes(bucket: Bucket) -> None:
+    """Tell autograd that the gradients were written in place, as PyTorch's own operators do."""
+    for side in bucket.grads:
+        torch.autograd.graph.increment_version([g for g in side if g is not None])
