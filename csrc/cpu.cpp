@@ -24,7 +24,6 @@ constexpr int64_t kPartElements = 1 << 18;   // rows longer than this are split
 constexpr int64_t kBytesPerThread = 1 << 20;  // less than this is not worth a thread of its own
 constexpr int64_t kLag = 8;                  // units between the end of a layer and its blending
 constexpr int64_t kTile = 2048;              // elements that stay in the first-level cache
-constexpr int kSums = 7;                     // three dots, two g.theta, two (g - mu)^2
 
 // The lanes of one sum, in a fixed order.
 double fold(const double* lane) {
@@ -353,21 +352,15 @@ struct Plan::Observing {
   void observe(const Unit& unit, const Layer& layer, int64_t i, double* sums) {
     const int64_t row = layer.first_row + i;
     const int type = int(layer.type[kGradient]);
+    const int theta = layer.data[kWeight] ? int(layer.type[kWeight]) : kAbsent;
+    const int mu = layer.data[kMean] ? int(layer.type[kMean]) : 2;
     double lanes[kSums * kLanes] = {};
-    each_run(layer, i, unit.first, unit.last, kTile, {0, 1, 2, 3, 4, 5}, {kMean, kMean + 1},
-             [&](void* const* p, int64_t n) {
-               kernels.dots[type](p[0], p[1], n, lanes);
-               for (int m = 0; m < 2; ++m) {
-                 if (p[kWeight + m]) {
-                   kernels.weigh[type][int(layer.type[kWeight + m])](
-                       p[m], p[kWeight + m], n, lanes + (kDots + m) * kLanes);
-                 }
-                 if (p[kMean + m]) {
-                   kernels.remember[type][int(layer.type[kMean + m])](
-                       p[m], p[kMean + m], n, args.weight[m * table.rows() + row],
-                       lanes + (kDots + 2 + m) * kLanes);
-                 }
-               }
+    const double w[2] = {args.weight ? args.weight[row] : 0.0,
+                         args.weight ? args.weight[table.rows() + row] : 0.0};
+    each_run(layer, i, unit.first, unit.last, layer.row_size, {0, 1, 2, 3, 4, 5},
+             {kMean, kMean + 1}, [&](void* const* p, int64_t n) {
+               kernels.observe[type][theta][mu]({{p[0], p[1]}, {p[2], p[3]}, {p[4], p[5]}}, n, w,
+                                                lanes);
              });
     for (int s = 0; s < kSums; ++s) sums[s] = fold(lanes + s * kLanes);
   }

@@ -141,29 +141,59 @@ void dots(const void* a, const void* b, int64_t n, double* acc) {
   });
 }
 
-template <class T, class U>
-void weigh(const void* g, const void* theta, int64_t n, double* acc) {
-  Sum sum(acc);
-  blocks(static_cast<const T*>(g), static_cast<const U*>(theta), n, [&](const T* g, const U* t) {
+struct Absent {};
+
+// Every stream moves on together: the hardware prefetches all of them. The sums are plain local
+// arrays, so that the compiler keeps them in registers although mu is written in between.
+template <class T, class U, class M>
+void observe_blocks(Run run, int64_t blocks, double w_rgb, double w_ir, double* acc) {
+  const double w[2] = {w_rgb, w_ir};
+  Doubles sum[kSums][kVectors];
+  std::memcpy(sum, acc, sizeof sum);
+  for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      sum.part[v] += read(g + v * kWidth) * read(t + v * kWidth);
+      const int64_t at = j + v * kWidth;
+      Doubles g[2];
+#pragma GCC unroll 2
+      for (int m = 0; m < 2; ++m) {
+        g[m] = read(static_cast<const T*>(run.g[m]) + at);
+        sum[m][v] = add_exact_product(sum[m][v], g[m], g[m]);
+        if constexpr (!std::is_same_v<U, Absent>) {
+          sum[kDots + m][v] += g[m] * read(static_cast<const U*>(run.theta[m]) + at);
+        }
+        if constexpr (!std::is_same_v<M, Absent>) {
+          M* const place = static_cast<M*>(run.mu[m]) + at;
+          const Doubles mu = read(place), d = g[m] - mu;
+          sum[kDots + 2 + m][v] += d * d;
+          write(place, g[m] - g[m] == 0.0 ? mu + w[m] * d : mu);  // inf - inf, nan - nan are nan
+        }
+      }
+      sum[2][v] = add_exact_product(sum[2][v], g[0], g[1]);
     }
-  });
+  }
+  std::memcpy(acc, sum, sizeof sum);
 }
 
-template <class T, class U>
-void remember(const void* g, void* mu, int64_t n, double w, double* acc) {
-  Sum sum(acc);
-  blocks(static_cast<const T*>(g), static_cast<U*>(mu), n, [&](const T* g, U* mu) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const Doubles x = read(g + v * kWidth), m = read(mu + v * kWidth);
-      const Doubles d = x - m;
-      sum.part[v] += d * d;
-      write(mu + v * kWidth, x - x == 0.0 ? m + w * d : m);  // inf - inf and nan - nan are nan
-    }
-  });
+template <class T, class U, class M>
+void observe(const Run& run, int64_t n, const double* w, double* acc) {
+  observe_blocks<T, U, M>(run, n / kLanes, w[0], w[1], acc);
+  const size_t rest = size_t(n % kLanes);
+  if (rest == 0) return;
+  const int64_t j = n - int64_t(rest);
+  T g[2][kLanes] = {};
+  U theta[2][kLanes] = {};
+  M mu[2][kLanes] = {};
+  for (int m = 0; m < 2; ++m) {
+    std::memcpy(g[m], static_cast<T*>(run.g[m]) + j, rest * sizeof(T));
+    if (run.theta[m]) std::memcpy(theta[m], static_cast<U*>(run.theta[m]) + j, rest * sizeof(U));
+    if (run.mu[m]) std::memcpy(mu[m], static_cast<M*>(run.mu[m]) + j, rest * sizeof(M));
+  }
+  const Run tail{{g[0], g[1]}, {theta[0], theta[1]}, {mu[0], mu[1]}};
+  observe_blocks<T, U, M>(tail, 1, w[0], w[1], acc);
+  for (int m = 0; m < 2; ++m) {
+    if (run.mu[m]) std::memcpy(static_cast<M*>(run.mu[m]) + j, mu[m], rest * sizeof(M));
+  }
 }
 
 template <class T>
@@ -184,15 +214,18 @@ void blend(void* weak, const void* strong, int64_t n, double p, double q) {
 #define RAGRAD_QUOTE(x) #x
 #define RAGRAD_STRING(x) RAGRAD_QUOTE(x)
 
+#define RAGRAD_OBSERVE(T, U) \
+  { observe<T, U, float>, observe<T, U, bf16>, observe<T, U, Absent> }
+#define RAGRAD_OBSERVE_ANY(T)                                                                    \
+  {                                                                                              \
+    RAGRAD_OBSERVE(T, float), RAGRAD_OBSERVE(T, bf16), RAGRAD_OBSERVE(T, f16),                   \
+        RAGRAD_OBSERVE(T, double), RAGRAD_OBSERVE(T, Absent)                                     \
+  }
+
 const Kernels RAGRAD_NAME(RAGRAD_ISA) = {
     RAGRAD_STRING(RAGRAD_ISA),
     {dots<float>, dots<bf16>, dots<f16>},
-    {{weigh<float, float>, weigh<float, bf16>, weigh<float, f16>, weigh<float, double>},
-     {weigh<bf16, float>, weigh<bf16, bf16>, weigh<bf16, f16>, weigh<bf16, double>},
-     {weigh<f16, float>, weigh<f16, bf16>, weigh<f16, f16>, weigh<f16, double>}},
-    {{remember<float, float>, remember<float, bf16>},
-     {remember<bf16, float>, remember<bf16, bf16>},
-     {remember<f16, float>, remember<f16, bf16>}},
+    {RAGRAD_OBSERVE_ANY(float), RAGRAD_OBSERVE_ANY(bf16), RAGRAD_OBSERVE_ANY(f16)},
     {blend<float>, blend<bf16>, blend<f16>},
 };
 

@@ -16,15 +16,25 @@ constexpr int kLanes = 16;
 // Three lane sums side by side: |g_rgb|^2, |g_ir|^2, g_rgb . g_ir
 constexpr int kDots = 3;
 
+// The operands of one run of a row, modality first; theta or mu may be absent.
+struct Run {
+  void* g[2];
+  void* theta[2];
+  void* mu[2];
+};
+
+// The sums of an observation, 16 lanes each: the three dots, g . theta and (g - mu)^2 of rgb and ir.
+constexpr int kSums = kDots + 4;
+
+constexpr int kAbsent = 4;  // in place of a type: this operand is not read
+
 struct Kernels {
   const char* name;
   // acc[0:3] += a a, b b, a b.  n elements; acc is (3, 16).
   void (*dots[3])(const void* a, const void* b, int64_t n, double* acc);
-  // acc += g theta.  acc is (16,). The second index is the type of theta.
-  void (*weigh[3][4])(const void* g, const void* theta, int64_t n, double* acc);
-  // acc += (g - mu)^2, then mu += w (g - mu) where g is finite (Eq. 4).
-  // The second index is the type of mu, float32 or bfloat16.
-  void (*remember[3][2])(const void* g, void* mu, int64_t n, double w, double* acc);
+  // All of acc (7, 16), and mu += w (g - mu) where g is finite (Eq. 4). Indices: the types of g, of
+  // theta, and of mu (float32 or bfloat16; 2 if absent), each the same for both modalities.
+  void (*observe[3][kAbsent + 1][3])(const Run& run, int64_t n, const double* w, double* acc);
   // weak = p weak + q strong (Eq. 8 and 9 in one), rounded once, saturating.
   void (*blend[3])(void* weak, const void* strong, int64_t n, double p, double q);
 };
