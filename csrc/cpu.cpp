@@ -352,14 +352,17 @@ struct Plan::Observing {
   void observe(const Unit& unit, const Layer& layer, int64_t i, double* sums) {
     const int64_t row = layer.first_row + i;
     const int type = int(layer.type[kGradient]);
-    const int theta = layer.data[kWeight] ? int(layer.type[kWeight]) : kAbsent;
+    // Where one of two weights is not read, its twin's stands in; `record` drops that sum.
+    const int rgb = layer.data[kWeight] ? kWeight : kWeight + 1;
+    const int ir = layer.data[kWeight + 1] ? kWeight + 1 : kWeight;
+    const int theta = layer.data[rgb] ? int(layer.type[rgb]) : kAbsent;
     const int mu = layer.data[kMean] ? int(layer.type[kMean]) : 2;
     double lanes[kSums * kLanes] = {};
     const double w[2] = {args.weight ? args.weight[row] : 0.0,
                          args.weight ? args.weight[table.rows() + row] : 0.0};
     each_run(layer, i, unit.first, unit.last, layer.row_size, {0, 1, 2, 3, 4, 5},
              {kMean, kMean + 1}, [&](void* const* p, int64_t n) {
-               kernels.observe[type][theta][mu]({{p[0], p[1]}, {p[2], p[3]}, {p[4], p[5]}}, n, w,
+               kernels.observe[type][theta][mu]({{p[0], p[1]}, {p[rgb], p[ir]}, {p[4], p[5]}}, n, w,
                                                 lanes);
              });
     for (int s = 0; s < kSums; ++s) sums[s] = fold(lanes + s * kLanes);
@@ -371,7 +374,7 @@ struct Plan::Observing {
       const int64_t at = m * table.rows() + row;
       const bool finite = std::isfinite(sums[m]);
       args.observed[at] = finite;
-      args.dot[at] = finite ? sums[kDots + m] : 0.0;
+      args.dot[at] = finite && layer.data[kWeight + m] ? sums[kDots + m] : 0.0;
       args.deviation[at] = finite ? sums[kDots + 2 + m] / double(layer.row_size) : 0.0;
     }
   }

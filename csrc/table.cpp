@@ -123,6 +123,11 @@ void Table::remember(Operand operand, const Tensors& rgb, const Tensors& ir) {
       seen[m].push_back(std::move(geometry));
     }
   }
+  for (size_t l = 0; l < channels_.size(); ++l) {
+    if (seen[0][l].present && seen[1][l].present && seen[0][l].type != seen[1][l].type) {
+      refuse(operand, l, "and its twin have different dtypes");
+    }
+  }
   for (int m = 0; m < 2; ++m) geometry_[operand + m] = std::move(seen[m]);
 }
 

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .backends import select
+from .backends import Traced, select
 from .bucket import check_lengths
 from .conflicts import Conflicts
 from .reliability import Reliability
@@ -56,6 +56,8 @@ def correct_(
         tensors = (g for g in (*grads_rgb, *grads_ir) if isinstance(g, torch.Tensor))
         device = next((g.device for g in tensors), device)
     chosen = select(backend, device)
+    if torch.compiler.is_compiling():
+        chosen = Traced(chosen)
     bucket = stats.buckets.bucket(grads_rgb, grads_ir, device)
     if isinstance(stats, Repa):
         values, twin_dots = stats.observe_(bucket, chosen)

@@ -219,6 +219,33 @@ def test_observation_agrees(
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [(5, 37), (5, 4, 3, 3)])
+@pytest.mark.parametrize("absent", [(0,), (1,), (0, 1)])
+def test_a_weight_that_is_not_read_counts_as_zero(
+    absent: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    rgb, ir = ([cases.transposed(x) for x in side] for side in cases.twins(*shape))
+    theta = cases.twins(*shape, seed=1)
+    both = observed(Native(), rgb, ir, theta, None, 1.0)
+    some = tuple([None] if m in absent else side for m, side in enumerate(theta))
+    sums = observed(Native(), rgb, ir, some, None, 1.0)  # type: ignore[arg-type]
+    for m in (0, 1):
+        assert torch.equal(sums.dot[m], both.dot[m] * (m not in absent))
+        assert both.dot[m].all()
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    rgb, ir = cases.twins(5, 37)
+    for theta, match in (
+        (([rgb[0][:, 1:]], ir), r"weights_rgb\[0\] has another shape or device"),
+        (([rgb[0].double()], ir), r"weights_rgb\[0\] and its twin have different dtypes"),
+        (([rgb[0].int()], ir), r"weights_rgb\[0\] has a dtype that the native backend"),
+        (([], ir), r"weights_rgb has 0 entries for 1 pairs"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            observed(Native(), rgb, ir, theta, None, 1.0)
+
+
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", DTYPES)

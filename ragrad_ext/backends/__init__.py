@@ -6,9 +6,10 @@ import torch
 
 from .contract import Backend, History, Rows, RowSums
 from .native import Native
+from .operators import Traced
 from .reference import Reference
 
-__all__ = ["BACKENDS", "Backend", "History", "RowSums", "Rows", "select"]
+__all__ = ["BACKENDS", "Backend", "History", "RowSums", "Rows", "Traced", "select"]
 
 # In the order in which "auto" prefers them.
 BACKENDS: tuple[Backend, ...] = (Native(), Reference())

@@ -48,7 +48,7 @@ class Native:
     ) -> Conflicts:
         rows, device = bucket.layout.rows, bucket.device
         # zeros, not empty: the rows of skipped pairs are not visited
-        cosine, gap, strength = torch.zeros(3, rows, device=device)
+        cosine, gap, strength = (torch.zeros(rows, device=device) for _ in range(3))
         mask = torch.zeros(rows, dtype=torch.bool, device=device)
         bucket.table.correct(
             reliability,
@@ -71,7 +71,9 @@ class Native:
     ) -> RowSums:
         rows, device, table = bucket.layout.rows, bucket.device, bucket.table
         # zeros, not empty: the rows of skipped pairs are not visited
-        dot, deviation = torch.zeros(2, 2, rows, dtype=torch.float64, device=device)
+        dot, deviation = (
+            torch.zeros(2, rows, dtype=torch.float64, device=device) for _ in range(2)
+        )
         observed = torch.zeros(2, rows, dtype=torch.bool, device=device)
         twin_dots = torch.zeros(rows, 3, dtype=torch.float64, device=device)
         none = [None] * len(bucket.layout.channels)
