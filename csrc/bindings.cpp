@@ -82,6 +82,16 @@ const Kernels& kernels_named(const std::string& name) {
   throw std::invalid_argument("this machine cannot run the kernels for \"" + name + "\"");
 }
 
+// Why the CUDA kernels cannot run on a device; empty if they can.
+std::string cuda_unusable(int device) {
+#ifdef RAGRAD_CUDA
+  return cuda::unusable(device);
+#else
+  (void)device;
+  return std::string("the compiled module has no CUDA kernels: ") + RAGRAD_WITHOUT_CUDA;
+#endif
+}
+
 // A row table together with what each device keeps for it.
 class Twins {
  public:
@@ -103,9 +113,24 @@ class Twins {
     table_.attach(operand, rgb_, ir_);
   }
 
+  // Bytes of zeroed device memory that set_workspace must bring before the next call; 0 if none.
+  int64_t missing_workspace() const {
+#ifdef RAGRAD_CUDA
+    if (workspace_version_ != table_.version()) return cuda::workspace_bytes(table_);
+#endif
+    return 0;
+  }
+
+  void set_workspace(py::object tensor) {
+    workspace_ = std::move(tensor);
+    workspace_version_ = table_.version();
+  }
+
+  // two_launches: of CUDA, the plain variant that the benchmark measures the other by.
   void correct(const py::object& reliability, const py::object& dots, const py::object& cosine,
                const py::object& gap, const py::object& mask, const py::object& strength,
-               bool dual, bool blend, double eps, const std::string& isa, int threads) {
+               bool dual, bool blend, double eps, const std::string& isa, int threads,
+               bool two_launches) {
     const Correction args{{dual, blend, eps},
                           read_.memory<const float>(reliability),
                           read_.memory<const double>(dots),
@@ -113,10 +138,20 @@ class Twins {
                           read_.memory<float>(gap),
                           read_.memory<bool>(mask),
                           read_.memory<float>(strength)};
-    const Kernels& kernels = kernels_named(isa);
-    py::gil_scoped_release others_may_run;
-    const std::lock_guard<std::mutex> one_at_a_time(busy_);
-    plan_.correct(table_, args, kernels, threads);
+    if (table_.device().type == dlpack::kCPU) {
+      const Kernels& kernels = kernels_named(isa);
+      const Quiet quiet(*this);
+      return plan_.correct(table_, args, kernels, threads);
+    }
+#ifdef RAGRAD_CUDA
+    void* const workspace = read_.memory<void>(workspace_);
+    void* const stream = read_.stream(table_.device());
+    const Quiet quiet(*this);
+    (two_launches ? cuda::correct_two_launches : cuda::correct)(table_, args, workspace, stream);
+#else
+    (void)two_launches;
+    throw std::runtime_error(cuda_unusable(0));
+#endif
   }
 
   void observe(const py::object& weight, const py::object& dots, const py::object& dot,
@@ -125,15 +160,31 @@ class Twins {
     const Observation args{read_.memory<const double>(weight), read_.memory<double>(dots),
                            read_.memory<double>(dot), read_.memory<double>(deviation),
                            read_.memory<bool>(observed)};
-    const Kernels& kernels = kernels_named(isa);
-    py::gil_scoped_release others_may_run;
-    const std::lock_guard<std::mutex> one_at_a_time(busy_);
-    plan_.observe(table_, args, kernels, threads);
+    if (table_.device().type == dlpack::kCPU) {
+      const Kernels& kernels = kernels_named(isa);
+      const Quiet quiet(*this);
+      return plan_.observe(table_, args, kernels, threads);
+    }
+#ifdef RAGRAD_CUDA
+    void* const workspace = read_.memory<void>(workspace_);
+    void* const stream = read_.stream(table_.device());
+    const Quiet quiet(*this);
+    cuda::observe(table_, args, workspace, stream);
+#else
+    throw std::runtime_error(cuda_unusable(0));
+#endif
   }
 
   py::tuple state() const { return py::make_tuple(read_.type(), table_.channels(), table_.axes()); }
 
  private:
+  // While this lives other Python threads run, and no other call on these twins does.
+  struct Quiet {
+    explicit Quiet(Twins& twins) : one_at_a_time(twins.busy_) {}
+    py::gil_scoped_release others_may_run;
+    std::lock_guard<std::mutex> one_at_a_time;
+  };
+
   void read(const py::sequence& rgb, const py::sequence& ir) {
     read_(rgb, rgb_);
     read_(ir, ir_);
@@ -143,6 +194,8 @@ class Twins {
   Table table_;
   cpu::Plan plan_;
   std::mutex busy_;
+  py::object workspace_;  // on a CUDA device: the memory between the blocks of a launch
+  int64_t workspace_version_ = 0;  // of the table it was made for
   Tensors rgb_, ir_;  // of the latest call; kept for their memory
 };
 
@@ -150,16 +203,6 @@ std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Kernels* kernels : cpu::usable_kernels()) names.emplace_back(kernels->name);
   return names;
-}
-
-// Why the CUDA kernels cannot run on a device; empty if they can.
-std::string cuda_unusable(int device) {
-#ifdef RAGRAD_CUDA
-  return cuda::unusable(device);
-#else
-  (void)device;
-  return "the compiled module was built without CUDA (no nvcc was found)";
-#endif
 }
 
 }  // namespace
@@ -179,6 +222,8 @@ PYBIND11_MODULE(_native, m) {
                                 const py::sequence& ir) { self.attach(kWeight, rgb, ir); })
       .def("attach_mean", [](Twins& self, const py::sequence& rgb,
                              const py::sequence& ir) { self.attach(kMean, rgb, ir); })
+      .def("missing_workspace", &Twins::missing_workspace)
+      .def("set_workspace", &Twins::set_workspace)
       .def("correct", &Twins::correct)
       .def("observe", &Twins::observe)
       .def(py::pickle([](const Twins& self) { return self.state(); },

@@ -21,14 +21,16 @@ class Native:
     Args:
         instruction_set: of the CPU kernels, one of ``_native.instruction_sets()``; default the
             fastest that this machine has.
+        two_launches: the plain CUDA variant, sums first, rewrite second: the yardstick of
+            ``benchmarks/kernels.py``.
     """
 
     name = "native"
 
-    def __init__(self, instruction_set: str | None = None) -> None:
+    def __init__(self, instruction_set: str | None = None, *, two_launches: bool = False) -> None:
         if instruction_set is None and compiled.module is not None:
             instruction_set = compiled.module.instruction_sets()[0]
-        self.instruction_set = instruction_set
+        self.instruction_set, self.two_launches = instruction_set, two_launches
 
     def unusable(self, device: torch.device) -> str | None:
         if compiled.module is None:
@@ -50,6 +52,7 @@ class Native:
         # zeros, not empty: the rows of skipped pairs are not visited
         cosine, gap, strength = (torch.zeros(rows, device=device) for _ in range(3))
         mask = torch.zeros(rows, dtype=torch.bool, device=device)
+        _provide_workspace(bucket)
         bucket.table.correct(
             reliability,
             twin_dots,
@@ -62,6 +65,7 @@ class Native:
             options.eps,
             self.instruction_set,
             torch.get_num_threads(),
+            self.two_launches,
         )
         _note_changes(bucket)
         return Conflicts(cosine, gap, mask, strength, bucket.layout)
@@ -79,6 +83,7 @@ class Native:
         none = [None] * len(bucket.layout.channels)
         table.attach_weights(*weights)
         table.attach_mean(*(history.mean if history else (none, none)))
+        _provide_workspace(bucket)
         table.observe(
             history.weight if history else None,
             twin_dots,
@@ -89,6 +94,13 @@ class Native:
             torch.get_num_threads(),
         )
         return RowSums(dot, deviation, observed, twin_dots)
+
+
+def _provide_workspace(bucket: Bucket) -> None:
+    """On CUDA: zeroed memory for a new geometry, kept by the table; nothing in the steady state."""
+    if bucket.device.type == "cuda" and (missing := bucket.table.missing_workspace()):
+        memory = torch.zeros(missing, dtype=torch.uint8, device=bucket.device)
+        bucket.table.set_workspace(memory)
 
 
 def _note_changes(bucket: Bucket) -> None:

@@ -1,7 +1,7 @@
-"""The two halves of the contract as `torch.library` operators: what torch.compile sees of a backend.
+"""The two halves of the contract as `torch.library` operators: a backend as torch.compile sees it.
 
-Compiled code meets one opaque call that says what it writes. Eager code calls the backend itself and
-pays nothing for this.
+Compiled code meets one opaque call that says what it writes. Eager code calls the backend itself
+and pays nothing for this.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Traced:
         twin_dots: Tensor | None = None,
     ) -> Conflicts:
         rgb, ir, present = _present(bucket)
-        found = torch.ops.ragrad_ext.correct_(
+        cosine, gap, mask, strength = torch.ops.ragrad_ext.correct_(
             rgb, ir, reliability, twin_dots, *options, present, *self._geometry(bucket)
         )
-        return Conflicts(*found, bucket.layout)
+        return Conflicts(cosine, gap, mask, strength, bucket.layout)
 
     def observe_(
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
