@@ -1,7 +1,8 @@
-"""Write the tables of README.md and docs/findings.md anew from the result files.
+"""Write the tables of README.md and docs/findings.md, and the plot, anew from the result files.
 
 Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. With ``--check`` nothing
-is written; the exit code says whether every table is what its result file says.
+is written; the exit code says whether every table is what its result file says. (The plot is not
+compared: another matplotlib draws the same picture in other bytes.)
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import kernel_tables, plots
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PLOT = ROOT / "docs" / "kernels.svg"
 PAGES = ("README.md", "docs/findings.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -93,7 +97,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "effectiveness-by-stage": effectiveness_by_stage,
     "degraded": degraded,
     "msrs": msrs,
+    "kernels": lambda: kernel_tables.contestants(kernels()),
+    "kernels-models": lambda: kernel_tables.models(kernels()),
+    "kernels-growth": lambda: kernel_tables.growth(kernels()),
+    "kernels-host": lambda: kernel_tables.host(kernels()),
 }
+
+
+def kernels() -> list[dict[str, Any]]:
+    return list(load("kernels_cpu")["rows"])
 
 
 def load(name: str) -> dict[str, Any]:
@@ -129,6 +141,8 @@ def main() -> int:
             stale.append(page.name)
             if not check:
                 page.write_text(new)
+    if not check:
+        plots.kernels(kernels(), PLOT)
     if stale:
         print(f"{'stale' if check else 'rewritten'}: {', '.join(stale)}")
     return int(check and bool(stale))

@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from . import compiled
 from .backends import BACKENDS
 from .version import __version__
 
@@ -19,6 +20,7 @@ def report() -> str:
         f"Python       {platform.python_version()} ({sys.platform}, {platform.machine()})",
         f"torch        {torch.__version__}, {torch.get_num_threads()} threads",
         f"CUDA         {_cuda()}",
+        f"compiled     {_compiled()}",
     ]
     lines += [f"{name:<13}{_version(name)}" for name in ("triton", "torchvision", "pycocotools")]
     devices = [torch.device("cpu")]
@@ -39,6 +41,14 @@ def _cuda() -> str:
     if not torch.cuda.is_available():
         return f"{torch.version.cuda} in this torch, but no usable device or driver"
     return f"{torch.version.cuda}, {torch.cuda.device_count()} device(s)"
+
+
+def _compiled() -> str:
+    module = compiled.module
+    if module is None:
+        return f"no: {compiled.missing}"
+    why = module.cuda_unusable(0)
+    return f"for {', '.join(module.instruction_sets())}; CUDA: {why or 'works'}"
 
 
 def _version(package: str) -> str:

@@ -41,7 +41,7 @@ def compare(
 ) -> tuple[int, int]:
     """Holds a correction against the reference; returns (rows, rows inside the margin)."""
     options = options or Options()
-    r = torch.rand(2, sum(map(len, rgb)), generator=cases.rng(seed + 1))
+    r = torch.rand(2, sum(map(len, rgb)), generator=cases.rng(seed + 1)).to(rgb[0].device)
     mine_rgb, mine_ir, mine = corrected(backend, rgb, ir, r, options)
     true_rgb, true_ir, true = corrected(Reference(), rgb, ir, r, options)
     torch.testing.assert_close(mine.cosine, true.cosine, rtol=0, atol=STAGE, equal_nan=True)

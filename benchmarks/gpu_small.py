@@ -1,0 +1,33 @@
+"""Every CUDA kernel once, on small twins, against the reference: what compute-sanitizer watches.
+
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python -m benchmarks.gpu_small
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import agreement, kernels
+from .shapes import Shape
+from .twins import Twins
+
+# Short rows, rows of odd length, rows long enough to be split, and a layer of one row.
+SHAPES: list[Shape] = [(24, 8, 3, 3), (64, 3, 7, 7), (40, 80), (10, 1, 7, 7), (12, 70001), (1, 5)]
+
+
+def main() -> None:
+    for dtype in kernels.DTYPES.values():
+        twins = Twins(SHAPES, 0.25, dtype, "cuda")
+        for kind in ("correct", "step"):
+            works = {
+                name: kernels.contender(kind, name, twins).work
+                for name in kernels.names(kind, "tiny_53", torch.device("cuda"))
+                if name not in kernels.PEERS
+            }
+            agreement.check(works, works["reference"], twins)
+            torch.cuda.synchronize()
+            print(f"{kind}, {dtype}: {', '.join(works)} agree")
+
+
+if __name__ == "__main__":
+    main()

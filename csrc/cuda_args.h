@@ -1,0 +1,95 @@
+// What a kernel is told: the layers of one launch, by value in its arguments.
+//
+// So nothing is copied to the device beforehand, a pointer that moved costs nothing, and a captured
+// graph holds all that it needs. Arguments may take 32,764 bytes (CUDA 12.1 and newer). A table of
+// more layers takes several launches, for layers do not depend on each other.
+#pragma once
+
+#include <cstdint>
+
+#include "step.h"
+
+namespace ragrad::cuda {
+
+constexpr int kThreads = 256;  // of every block
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kMaxArgs = 32764;
+
+constexpr int kDots = 3;     // |g_rgb|^2, |g_ir|^2, g_rgb . g_ir
+constexpr int kRowSums = 7;  // these; g . theta of rgb, of ir; |g - mu|^2 of rgb, of ir
+
+// How the elements of a row lie, where they are not one run.
+template <int kOps>
+struct Walk {
+  int ndim;
+  int64_t size[kMaxDims];
+  int64_t stride[kOps][kMaxDims];
+};
+
+// The rows of one layer, cut into pieces (a row, or a part of a long one), and these into units: what
+// a block takes at a time. The cut depends on the table alone, so sums do not depend on the device.
+template <int kOps>
+struct Rows {
+  void* data[kOps];  // null: not read
+  int64_t channel_stride[kOps];
+  int64_t first_row, channels, row_size;
+  int64_t piece_size;   // elements
+  int64_t unit_pieces;  // pieces of a unit
+  double* sums;         // those of the first piece; the others follow
+  int pieces;           // of a row
+  int sum_pieces;       // how many sums a row has: one per piece, or one if they are given
+  uint32_t units;       // that are summed
+  uint32_t blends;      // tickets of the rewrite, each for kBlendUnits units
+  int slot;             // of its counters
+  int walk;             // which of Args::walks; -1 if a row is one run
+  uint8_t lanes;        // threads that share a piece
+  uint8_t sum_lanes;    // threads that share a row's sums
+  bool aligned;         // every row of every operand can be read 16 bytes at a time
+  uint8_t type[kOps];
+};
+
+// A queue of units: entry e stands for the tickets from first[e] to first[e + 1].
+template <int kEntries>
+struct Queue {
+  int entries;
+  uint32_t first[kEntries + 1];
+  uint16_t what[kEntries];  // the layer; kBlend is added for the second half of its work
+};
+constexpr int kBlend = 1 << 15;
+constexpr int kBlendUnits = 4;
+
+// Counters in the workspace, all zero between launches. The arrays have one entry per layer.
+struct Counters {
+  uint32_t* ticket;   // the next one
+  uint32_t* left;     // blocks that found the queue empty
+  uint32_t* arrived;  // units of a layer that are summed
+  uint32_t* ready;    // whether the layer may be rewritten
+};
+
+struct CorrectArgs {
+  static constexpr int kOps = 2, kLayers = 240, kWalks = 12;
+  Correction out;
+  int64_t rows;
+  double* scales;  // (rows, 2): p and q of the rewrite; p = 0: not rewritten, p < 0: rgb is weak
+  Counters counters;
+  int layers, strided;  // how many of layer and walks are used
+  Rows<kOps> layer[kLayers];
+  Walk<kOps> walks[kWalks];
+  Queue<2 * kLayers> queue;
+};
+static_assert(sizeof(CorrectArgs) <= kMaxArgs);
+
+struct ObserveArgs {
+  static constexpr int kOps = kOperands, kLayers = 150, kWalks = 8;
+  Observation out;
+  int64_t rows;
+  Counters counters;
+  int layers, strided;  // how many of layer and walks are used
+  Rows<kOps> layer[kLayers];
+  Walk<kOps> walks[kWalks];
+  Queue<kLayers> queue;
+};
+static_assert(sizeof(ObserveArgs) <= kMaxArgs);
+
+}  // namespace ragrad::cuda
