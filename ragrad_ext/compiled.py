@@ -12,7 +12,7 @@ try:
     module = importlib.import_module("ragrad_ext._native")
 except ImportError as error:
     missing = (
-        "the compiled module was not built at installation (a C++17 compiler is needed)"
+        "the compiled module was not built; RAGRAD_NATIVE=require pip install -v . says why"
         if isinstance(error, ModuleNotFoundError)
         else f"the compiled module does not load: {error}"
     )

@@ -48,7 +48,7 @@ def _compiled() -> str:
     if module is None:
         return f"no: {compiled.missing}"
     why = module.cuda_unusable(0)
-    return f"for {', '.join(module.instruction_sets())}; CUDA: {why or 'works'}"
+    return f"for {', '.join(module.instruction_sets())}; CUDA kernels: {why or 'work'}"
 
 
 def _version(package: str) -> str:

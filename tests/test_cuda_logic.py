@@ -53,9 +53,12 @@ def test_correction_agrees_under_every_option(
     compare(OnHost(library), rgb, ir, options=Options(identify, resolve, eps))
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e-4, 1e19, 1e30])
+@pytest.mark.parametrize("slow_double", [False, True])
+@pytest.mark.parametrize("scale", [1e-25, 1e-16, 1e-4, 1e17, 1e19, 1e30])
 @pytest.mark.parametrize("seed", range(4))
-def test_correction_agrees_on_random_layers(library: ctypes.CDLL, seed: int, scale: float) -> None:
+def test_correction_agrees_on_random_layers(
+    library: ctypes.CDLL, seed: int, scale: float, slow_double: bool
+) -> None:
     """Layers of every width, cut as on a device or much smaller, on one block or on seven."""
     g = cases.rng(seed)
     rgb: Side = []
