@@ -168,27 +168,32 @@ void observe_layers(const Table& table, Type type, Type mean, ObserveArgs& args,
       });
 }
 
+std::string find_fault(int device) try {
+  int devices = 0;
+  check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+  if (device >= devices) {
+    return "CUDA device " + std::to_string(device) + " was asked for, and there are " +
+           std::to_string(devices);
+  }
+  const OnDevice guard(device);
+  cudaFuncAttributes attributes;  // there are some only if a compiled kernel fits the device
+  check(cudaFuncGetAttributes(&attributes, correct_kernel<float, true>), "cudaFuncGetAttributes");
+  return "";
+} catch (const std::exception& error) {
+  return error.what();
+}
+
 }  // namespace
 
-std::string unusable(int device) {
-  int devices = 0, major = 0;
-  cudaError_t error = cudaGetDeviceCount(&devices);
-  if (error == cudaSuccess && device >= devices) {
-    return "there are " + std::to_string(devices) + " CUDA devices and none is number " +
-           std::to_string(device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  }
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    return std::string("CUDA says: ") + cudaGetErrorString(error);
-  }
-  if (major < 8) {
-    return "the device has compute capability " + std::to_string(major) +
-           ".x and the kernels need 8.0 or newer";
-  }
-  return "";
+std::string unusable(int device) try {
+  static std::mutex mutex;
+  static std::map<int, std::string> known;  // every call of the backend asks
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, is_new] = known.try_emplace(device);
+  if (is_new) entry->second = find_fault(device);
+  return entry->second;
+} catch (const std::exception& error) {
+  return error.what();
 }
 
 int64_t workspace_bytes(const Table& table) { return Workspace::bytes(table); }

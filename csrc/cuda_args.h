@@ -27,8 +27,9 @@ struct Walk {
   int64_t stride[kOps][kMaxDims];
 };
 
-// The rows of one layer, cut into pieces (a row, or a part of a long one), and these into units: what
-// a block takes at a time. The cut depends on the table alone, so sums do not depend on the device.
+// The rows of one layer, cut into pieces (a row, or a part of a long one), and these into units:
+// what a block takes at a time. The cut depends on the table alone, so sums do not depend on how
+// many blocks a device runs.
 template <int kOps>
 struct Rows {
   void* data[kOps];  // null: not read
@@ -40,7 +41,7 @@ struct Rows {
   int pieces;           // of a row
   int sum_pieces;       // how many sums a row has: one per piece, or one if they are given
   uint32_t units;       // that are summed
-  uint32_t blends;      // tickets of the rewrite, each for kBlendUnits units
+  uint32_t blends;      // tickets of the rewrite, each for kBlendPieces pieces
   int slot;             // of its counters
   int walk;             // which of Args::walks; -1 if a row is one run
   uint8_t lanes;        // threads that share a piece
@@ -57,7 +58,7 @@ struct Queue {
   uint16_t what[kEntries];  // the layer; kBlend is added for the second half of its work
 };
 constexpr int kBlend = 1 << 15;
-constexpr int kBlendUnits = 4;
+constexpr int kBlendPieces = 32;  // about a tenth of them conflict: some for every warp
 
 // Counters in the workspace, all zero between launches. The arrays have one entry per layer.
 struct Counters {

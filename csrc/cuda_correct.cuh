@@ -131,18 +131,19 @@ __device__ inline void decide(const CorrectArgs& args, const Rows<2>& layer) {
 
 // weak = p weak + q strong, by one warp.
 template <class G, int V>
-__device__ inline void blend(G* __restrict__ weak, const G* __restrict__ strong, int n, double p, double q) {
-  constexpr int kTwo = 2;  // loads of each operand under way
-  for (int c = threadIdx.x % kWarp; c < n; c += kTwo * kWarp) {
-    Chunk<G, V> x[kTwo] = {}, y[kTwo] = {};
+__device__ inline void blend(G* __restrict__ weak, const G* __restrict__ strong, int n, double p,
+                             double q) {
+  constexpr int kUnroll = 2;  // the rows are still in the cache
+  for (int c = threadIdx.x % kWarp; c < n; c += kUnroll * kWarp) {
+    Chunk<G, V> x[kUnroll] = {}, y[kUnroll] = {};
 #pragma unroll
-    for (int u = 0; u < kTwo; ++u) {
+    for (int u = 0; u < kUnroll; ++u) {
       if (c + u * kWarp >= n) continue;
       x[u] = chunks<V>(weak)[c + u * kWarp];
       y[u] = chunks<V>(strong)[c + u * kWarp];
     }
 #pragma unroll
-    for (int u = 0; u < kTwo; ++u) {
+    for (int u = 0; u < kUnroll; ++u) {
       if (c + u * kWarp >= n) continue;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -176,22 +177,19 @@ __device__ inline void blend_piece(const CorrectArgs& args, const Rows<2>& layer
   }
 }
 
-// The rewrite in kBlendUnits units. Each thread of a warp looks after one piece; those that conflict,
-// few in practice, are then rewritten by the warp together, one after the other.
+// The rewrite of kBlendPieces pieces, taken by the warps in turn. Each lane looks after one piece;
+// those that conflict, few in practice, are rewritten by the warp together, one after the other.
 template <class G>
-__device__ inline void blend_units(const CorrectArgs& args, const Rows<2>& layer, uint32_t share) {
+__device__ inline void blend_share(const CorrectArgs& args, const Rows<2>& layer, uint32_t share) {
+  static_assert(kBlendPieces <= kThreads);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t pieces = layer.channels * layer.pieces, step = kBlendUnits * layer.unit_pieces;
-  const int64_t begin = share * step, end = begin + step;
-  for (int64_t at = begin + warp; at < end && at < pieces; at += kThreads) {
-    const int64_t index = at + lane * kWarps;
-    const bool mine = index < end && index < pieces;
-    uint32_t conflicts = __ballot_sync(
-        0xffffffffu,
-        mine && args.scales[2 * (layer.first_row + piece_of(layer, index).row)] != 0);
-    for (; conflicts != 0; conflicts &= conflicts - 1) {
-      blend_piece<G>(args, layer, at + (__ffs(int(conflicts)) - 1) * kWarps);
-    }
+  const int mine = lane * kWarps + warp;
+  const int64_t first = int64_t(share) * kBlendPieces, index = first + mine;
+  const bool conflict =
+      mine < kBlendPieces && index < layer.channels * layer.pieces &&
+      args.scales[2 * (layer.first_row + piece_of(layer, index).row)] != 0;
+  for (uint32_t left = __ballot_sync(0xffffffffu, conflict); left != 0; left &= left - 1) {
+    blend_piece<G>(args, layer, first + (__ffs(int(left)) - 1) * kWarps + warp);
   }
 }
 
@@ -215,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const Rows<2>& layer = args.layer[queue.what[entry] & ~kBlend];
     if (queue.what[entry] & kBlend) {
       if (kOneLaunch) wait_for(args.counters.ready[layer.slot]);
-      blend_units<G>(args, layer, unit);
+      blend_share<G>(args, layer, unit);
     } else {
       if (args.out.dots == nullptr) reduce<G>(args, layer, unit);
       if (last_to_arrive(args.counters, layer)) {

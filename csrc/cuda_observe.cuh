@@ -1,4 +1,7 @@
 // What REPA needs of gradients, weights and history, in one pass; mu moves on (Eq. 2 and 4).
+//
+// All of it in double, on every chip: a pass that reads and writes 32 bytes for a pair of float32
+// leaves time for that even where double is slow, or nearly so.
 #pragma once
 
 #include "cuda_rows.cuh"

@@ -94,7 +94,7 @@ void add_layer(Args& args, const Layer& layer, const Cut& cut, bool dense, int s
   rows.unit_pieces = cut.unit_pieces;
   rows.pieces = rows.sum_pieces = int(cut.pieces);
   rows.units = uint32_t(cut.units);
-  rows.blends = uint32_t(ceil_div(cut.units, kBlendUnits));
+  rows.blends = uint32_t(ceil_div(layer.channels * cut.pieces, kBlendPieces));
   rows.lanes = uint8_t(cut.lanes);
   rows.sum_lanes = uint8_t(lanes_for(cut.pieces));
   rows.aligned = aligned(rows, layer);
@@ -129,8 +129,8 @@ void clear(Queue& queue) {
 inline void enqueue_correction(CorrectArgs& args, uint32_t grid) {
   auto& queue = args.queue;
   clear(queue);
-  uint32_t summed[CorrectArgs::kLayers];
-  int next = 0;  // the next layer to blend
+  uint32_t summed[CorrectArgs::kLayers];  // the first ticket after the layer's sums
+  int next = 0;                           // the next layer to blend
   const auto blend = [&] {
     enqueue(queue, next | kBlend, args.layer[next].blends);
     ++next;
@@ -138,7 +138,7 @@ inline void enqueue_correction(CorrectArgs& args, uint32_t grid) {
   for (int l = 0; l < args.layers; ++l) {
     enqueue(queue, l, args.layer[l].units);
     summed[l] = queue.first[queue.entries];
-    while (summed[next] + grid <= queue.first[queue.entries]) blend();
+    while (next <= l && summed[next] + grid <= queue.first[queue.entries]) blend();
   }
   while (next < args.layers) blend();
 }

@@ -1,8 +1,8 @@
 // How blocks of one launch wait for each other.
 //
 // Units are handed out by tickets, in the order of the queue. A block waits only for units with
-// lower tickets; blocks that run hold these, and the lowest one unfinished waits for nothing. So all
-// of them finish, whatever the number of blocks that the device runs at a time.
+// lower tickets; blocks that run hold these, and the lowest one unfinished waits for nothing. So
+// all of them finish, whatever the number of blocks that the device runs at a time.
 #pragma once
 
 #include "cuda_args.h"

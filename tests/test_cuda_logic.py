@@ -20,7 +20,10 @@ from .cuda_on_host.backend import OnHost, Sizes, build
 from .parity import Side, bits, bucket_of, clone, compare, compare_observation, corrected, observed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the shim with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the shim with"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,15 @@ def test_at_most_one_row_in_a_thousand_lies_inside_the_margin(library: ctypes.CD
     rows, close = (sum(column) for column in zip(*counts, strict=True))
     assert rows == 2000
     assert close <= rows / 1000
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7])
+def test_layers_whose_rewrite_takes_more_tickets_than_there_are_blocks(
+    library: ctypes.CDLL, blocks: int
+) -> None:
+    pairs = [cases.twins(300, 3, seed=l, agreement=-0.5) for l in range(12)]
+    rgb, ir = ([p[m][0] for p in pairs] for m in (0, 1))
+    compare(OnHost(library, blocks, sizes=Sizes(layers=100)), rgb, ir)
 
 
 def test_sums_are_exact_where_double_is_slow(library: ctypes.CDLL) -> None:

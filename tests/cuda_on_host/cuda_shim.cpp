@@ -33,7 +33,7 @@ namespace {
 // The fibers' own bookkeeping is no business of the sanitizer.
 #define UNWATCHED __attribute__((noinline, no_sanitize("thread")))
 
-constexpr size_t kStack = 128 << 10;
+constexpr size_t kStack = 512 << 10;  // touched only as far as it is used
 constexpr long kMostSpins = 20'000'000;  // then it counts as a deadlock
 
 // Where n fibers meet. A fiber that arrives sees what the others wrote before.

@@ -108,7 +108,8 @@ class atomic_ref {
 using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+struct cudaFuncAttributes {};
 struct dim3 {
   explicit dim3(unsigned x) : x(x) {}
   unsigned x;
@@ -123,10 +124,15 @@ void run_grid(unsigned blocks, unsigned threads, void (*body)(const void*), cons
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1000, cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = shim::current_device, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  return *device = shim::current_device, cudaSuccess;
+}
 inline cudaError_t cudaSetDevice(int device) { return shim::current_device = device, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
-  *value = which == cudaDevAttrMultiProcessorCount ? device : 9;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  return *value = device, cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
   return cudaSuccess;
 }
 template <class Kernel>
