@@ -12,8 +12,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <system_error>
 #include <thread>
+
+#include "team.h"
 
 namespace ragrad::cpu {
 
@@ -23,7 +24,7 @@ constexpr int64_t kUnitElements = 1 << 15;   // a side: enough to outweigh a tic
 constexpr int64_t kPartElements = 1 << 18;   // rows longer than this are split
 constexpr int64_t kBytesPerThread = 1 << 20;  // less than this is not worth a thread of its own
 constexpr int64_t kLag = 8;                  // units between the end of a layer and its blending
-constexpr int64_t kTile = 2048;              // elements that stay in the first-level cache
+constexpr int64_t kTile = 1024;              // elements of strided rows that are packed at a time
 
 // The lanes of one sum, in a fixed order.
 double fold(const double* lane) {
@@ -81,17 +82,14 @@ void copy(const Layer& layer, int operand, int64_t row, int64_t first, int64_t n
 // of a run being consecutive elements. Strided rows pass through buffers. Runs start at multiples
 // of 16 elements, so that sums keep their lanes.
 template <class Body>
-void each_run(const Layer& layer, int64_t row, int64_t first, int64_t last, int64_t longest,
+void each_run(const Layer& layer, int64_t row, int64_t first, int64_t last,
               std::initializer_list<int> reads, std::initializer_list<int> writes, Body body) {
   void* p[kOperands] = {};
   if (layer.dense) {
-    for (int64_t at = first; at < last; at += longest) {
-      for (int o : reads) {
-        if (layer.data[o]) p[o] = row_of(layer, o, row) + at * bytes_of(layer.type[o]);
-      }
-      body(p, std::min(longest, last - at));
+    for (int o : reads) {
+      if (layer.data[o]) p[o] = row_of(layer, o, row) + first * bytes_of(layer.type[o]);
     }
-    return;
+    return body(p, last - first);
   }
   alignas(64) uint64_t buffer[kOperands][kTile];
   for (int64_t at = first; at < last; at += kTile) {
@@ -186,22 +184,14 @@ void Plan::run(const std::vector<Unit>& units, int threads, int64_t bytes, Work 
     progress_[k].settled.store(false, std::memory_order_relaxed);
   }
   std::atomic<size_t> ticket{0};
-  const auto loop = [&] {
+  auto loop = [&] {
     for (size_t t; (t = ticket.fetch_add(1, std::memory_order_relaxed)) < units.size();) {
       work(units[t]);
     }
   };
-  std::vector<std::thread> helpers;
-  const int64_t useful = std::min<int64_t>(threads, bytes / kBytesPerThread);
-  for (int64_t i = 1; i < useful; ++i) {
-    try {
-      helpers.emplace_back(loop);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: those that run take all the tickets
-    }
-  }
-  loop();
-  for (auto& helper : helpers) helper.join();
+  // However many threads there are, they take all the tickets.
+  const int useful = int(std::min<int64_t>(threads, bytes / kBytesPerThread));
+  on_threads(useful, [](void* data) { (*static_cast<decltype(loop)*>(data))(); }, &loop);
 }
 
 struct Plan::Correcting {
@@ -235,17 +225,23 @@ struct Plan::Correcting {
   void reduce(const Unit& unit, const Layer& layer) {
     for (int64_t i = unit.begin; i < unit.end; ++i) {
       const int64_t row = layer.first_row + i;
-      if (!args.dots) {
-        double lanes[kDots * kLanes] = {};
-        each_run(layer, i, unit.first, unit.last, layer.row_size, {kGradient, kGradient + 1}, {},
-                 [&](void* const* p, int64_t n) {
-                   kernels.dots[int(layer.type[kGradient])](p[0], p[1], n, lanes);
-                 });
-        double* sums = unit.slot < 0 ? dots + kDots * row : &plan.partials_[kSums * unit.slot];
-        for (int s = 0; s < kDots; ++s) sums[s] = fold(lanes + s * kLanes);
-      }
+      double* sums = unit.slot < 0 ? dots + kDots * row : &plan.partials_[kSums * unit.slot];
+      if (!args.dots) sum_dots(unit, layer, i, sums);
       if (unit.slot < 0) record(row);
     }
+  }
+
+  void sum_dots(const Unit& unit, const Layer& layer, int64_t i, double* sums) const {
+    const int type = int(layer.type[kGradient]);
+    if (layer.dense) {
+      const int64_t at = unit.first * bytes_of(layer.type[kGradient]);
+      return kernels.dots[type](row_of(layer, kGradient, i) + at,
+                                row_of(layer, kGradient + 1, i) + at, unit.last - unit.first, sums);
+    }
+    double lanes[kDots * kLanes] = {};
+    each_run(layer, i, unit.first, unit.last, {kGradient, kGradient + 1}, {},
+             [&](void* const* p, int64_t n) { kernels.add_run[type](p[0], p[1], n, lanes); });
+    for (int s = 0; s < kDots; ++s) sums[s] = fold(lanes + s * kLanes);
   }
 
   void record(int64_t row) {
@@ -309,7 +305,7 @@ struct Plan::Correcting {
       const double lambda = strength(row);
       const double p = 1 - lambda;
       const double q = lambda - p * d[2] / (d[strong] + args.options.eps);
-      each_run(layer, i, unit.first, unit.last, layer.row_size, {kGradient, kGradient + 1}, {weak},
+      each_run(layer, i, unit.first, unit.last, {kGradient, kGradient + 1}, {weak},
                [&](void* const* g, int64_t n) {
                  kernels.blend[int(layer.type[kGradient])](g[weak], g[strong], n, p, q);
                });
@@ -360,7 +356,7 @@ struct Plan::Observing {
     double lanes[kSums * kLanes] = {};
     const double w[2] = {args.weight ? args.weight[row] : 0.0,
                          args.weight ? args.weight[table.rows() + row] : 0.0};
-    each_run(layer, i, unit.first, unit.last, layer.row_size, {0, 1, 2, 3, 4, 5},
+    each_run(layer, i, unit.first, unit.last, {0, 1, 2, 3, 4, 5},
              {kMean, kMean + 1}, [&](void* const* p, int64_t n) {
                kernels.observe[type][theta][mu]({{p[0], p[1]}, {p[rgb], p[ir]}, {p[4], p[5]}}, n, w,
                                                 lanes);

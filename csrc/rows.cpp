@@ -117,34 +117,8 @@ inline void blocks(A* a, B* b, int64_t n, Body body) {
   if constexpr (!std::is_const_v<B>) std::memcpy(b + j, tail_b, rest * sizeof(B));
 }
 
-// One sum in registers: read from memory when made, written back when it goes.
-struct Sum {
-  explicit Sum(double* lanes) : lanes(lanes) {
-    for (int v = 0; v < kVectors; ++v) part[v] = load<Doubles>(lanes + v * kWidth);
-  }
-  ~Sum() { std::memcpy(lanes, part, sizeof part); }
-  double* lanes;
-  Doubles part[kVectors];
-};
-
-template <class T>
-void dots(const void* a, const void* b, int64_t n, double* acc) {
-  Sum rgb(acc), ir(acc + kLanes), both(acc + 2 * kLanes);
-  blocks(static_cast<const T*>(a), static_cast<const T*>(b), n, [&](const T* a, const T* b) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const Doubles x = read(a + v * kWidth), y = read(b + v * kWidth);
-      rgb.part[v] = add_exact_product(rgb.part[v], x, x);
-      ir.part[v] = add_exact_product(ir.part[v], y, y);
-      both.part[v] = add_exact_product(both.part[v], x, y);
-    }
-  });
-}
-
-struct Absent {};
-
-// Six streams are more than the hardware prefetches well across the ends of pages, hence by hand:
-// half as long again without. A prefetch never faults, and behind the end of a row lies the next.
+// Streams are more than the hardware prefetches well across the ends of pages, hence by hand. A
+// prefetch never faults, and behind the end of a row lies the next.
 constexpr uintptr_t kAhead = 4096;
 
 template <bool kWrites, class T>
@@ -152,6 +126,64 @@ inline void prefetch(const void* base, int64_t element) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(base) + uintptr_t(element) * sizeof(T) + kAhead;
   __builtin_prefetch(reinterpret_cast<const void*>(at), kWrites, 3);
 }
+
+// The lanes of one sum in a fixed order: j and j + 8, then j and j + 4, and so on.
+inline double fold(const Doubles (&sum)[kVectors]) {
+  Doubles part[kVectors];
+  std::memcpy(part, sum, sizeof part);
+#pragma GCC unroll 8
+  for (int half = kVectors / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int v = 0; v < half; ++v) part[v] += part[v + half];
+  }
+  return add_up(part[0]);
+}
+
+template <class T>
+[[gnu::always_inline]] inline void add_dots(const T* a, const T* b, int64_t blocks, Doubles (&sum)[kDots][kVectors]) {
+  for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
+    if constexpr (sizeof(T) == 4) {  // half the bytes are not what two-byte elements wait for
+      prefetch<false, T>(a, j);
+      prefetch<false, T>(b, j);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const Doubles x = read(a + j + v * kWidth), y = read(b + j + v * kWidth);
+      sum[0][v] = add_exact_product(sum[0][v], x, x);
+      sum[1][v] = add_exact_product(sum[1][v], y, y);
+      sum[2][v] = add_exact_product(sum[2][v], x, y);
+    }
+  }
+}
+
+template <class T>
+[[gnu::always_inline]] inline void add_all_dots(const T* a, const T* b, int64_t n,
+                                                Doubles (&sum)[kDots][kVectors]) {
+  add_dots(a, b, n / kLanes, sum);
+  const size_t rest = size_t(n % kLanes);
+  if (rest == 0) return;
+  T tail_a[kLanes] = {}, tail_b[kLanes] = {};  // zeros add nothing to any sum
+  std::memcpy(tail_a, a + n - rest, rest * sizeof(T));
+  std::memcpy(tail_b, b + n - rest, rest * sizeof(T));
+  add_dots<T>(tail_a, tail_b, 1, sum);
+}
+
+template <class T>
+void add_run(const void* a, const void* b, int64_t n, double* acc) {
+  Doubles sum[kDots][kVectors];
+  std::memcpy(sum, acc, sizeof sum);
+  add_all_dots(static_cast<const T*>(a), static_cast<const T*>(b), n, sum);
+  std::memcpy(acc, sum, sizeof sum);
+}
+
+template <class T>
+void dots(const void* a, const void* b, int64_t n, double* out) {
+  Doubles sum[kDots][kVectors] = {};
+  add_all_dots(static_cast<const T*>(a), static_cast<const T*>(b), n, sum);
+  for (int s = 0; s < kDots; ++s) out[s] = fold(sum[s]);
+}
+
+struct Absent {};
 
 // All streams move on together. The sums are plain local arrays, so that the compiler keeps them in
 // registers although mu is written in between.
@@ -240,6 +272,7 @@ void blend(void* weak, const void* strong, int64_t n, double p, double q) {
 const Kernels RAGRAD_NAME(RAGRAD_ISA) = {
     RAGRAD_STRING(RAGRAD_ISA),
     {dots<float>, dots<bf16>, dots<f16>},
+    {add_run<float>, add_run<bf16>, add_run<f16>},
     {RAGRAD_OBSERVE_ANY(float), RAGRAD_OBSERVE_ANY(bf16), RAGRAD_OBSERVE_ANY(f16)},
     {blend<float>, blend<bf16>, blend<f16>},
 };

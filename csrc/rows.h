@@ -30,8 +30,10 @@ constexpr int kAbsent = 4;  // in place of a type: this operand is not read
 
 struct Kernels {
   const char* name;
-  // acc[0:3] += a a, b b, a b.  n elements; acc is (3, 16).
-  void (*dots[3])(const void* a, const void* b, int64_t n, double* acc);
+  // out = a.a, b.b, a.b of a whole row of n elements.
+  void (*dots[3])(const void* a, const void* b, int64_t n, double out[kDots]);
+  // The same for one run of a row: the lanes, acc is (3, 16), are added to.
+  void (*add_run[3])(const void* a, const void* b, int64_t n, double* acc);
   // All of acc (7, 16), and mu += w (g - mu) where g is finite (Eq. 4). Indices: the types of g, of
   // theta, and of mu (float32 or bfloat16; 2 if absent), each the same for both modalities.
   void (*observe[3][kAbsent + 1][3])(const Run& run, int64_t n, const double* w, double* acc);

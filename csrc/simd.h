@@ -79,5 +79,16 @@ inline Doubles add_exact_product(Doubles sum, Doubles x, Doubles y) {
 #endif
 }
 
+// All lanes of a vector: each with the one half a vector away, until one is left.
+inline double add_up(Doubles x) {
+#if defined(__AVX512F__)
+  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+#elif defined(__AVX2__)
+  return (x[0] + x[2]) + (x[1] + x[3]);
+#else
+  return x[0] + x[1];
+#endif
+}
+
 }  // namespace
 }  // namespace ragrad
