@@ -98,25 +98,6 @@ inline Doubles clamp(Doubles x) {
   return x < -top ? -top : x;
 }
 
-// Calls body(p...) for every block of 16 elements; the last one is padded with zeros, and what
-// body writes there is copied back. Zeros add nothing to any sum.
-template <class A, class B, class Body>
-inline void blocks(A* a, B* b, int64_t n, Body body) {
-  using PlainA = std::remove_const_t<A>;
-  using PlainB = std::remove_const_t<B>;
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) body(a + j, b + j);
-  const size_t rest = size_t(n - j);
-  if (rest == 0) return;
-  PlainA tail_a[kLanes] = {};
-  PlainB tail_b[kLanes] = {};
-  std::memcpy(tail_a, a + j, rest * sizeof(A));
-  std::memcpy(tail_b, b + j, rest * sizeof(B));
-  body(static_cast<A*>(tail_a), static_cast<B*>(tail_b));
-  if constexpr (!std::is_const_v<A>) std::memcpy(a + j, tail_a, rest * sizeof(A));
-  if constexpr (!std::is_const_v<B>) std::memcpy(b + j, tail_b, rest * sizeof(B));
-}
-
 // Streams are more than the hardware prefetches well across the ends of pages, hence by hand. A
 // prefetch never faults, and behind the end of a row lies the next.
 constexpr uintptr_t kAhead = 4096;
@@ -142,7 +123,7 @@ inline double fold(const Doubles (&sum)[kVectors]) {
 template <class T>
 [[gnu::always_inline]] inline void add_dots(const T* a, const T* b, int64_t blocks, Doubles (&sum)[kDots][kVectors]) {
   for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
-    if constexpr (sizeof(T) == 4) {  // half the bytes are not what two-byte elements wait for
+    if (sizeof(T) == 4 || j % (2 * kLanes) == 0) {  // once a cache line
       prefetch<false, T>(a, j);
       prefetch<false, T>(b, j);
     }
@@ -244,14 +225,29 @@ void observe(const Run& run, int64_t n, const double* w, double* acc) {
 }
 
 template <class T>
-void blend(void* weak, const void* strong, int64_t n, double p, double q) {
-  blocks(static_cast<T*>(weak), static_cast<const T*>(strong), n, [&](T* weak, const T* strong) {
+[[gnu::always_inline]] inline void blend_blocks(T* weak, const T* strong, int64_t blocks, double p,
+                                                double q) {
+  for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      T* place = weak + v * kWidth;
-      write(place, clamp<T>(p * read(place) + q * read(strong + v * kWidth)));
+      T* const place = weak + j + v * kWidth;
+      write(place, clamp<T>(p * read(place) + q * read(strong + j + v * kWidth)));
     }
-  });
+  }
+}
+
+template <class T>
+void blend(void* weak, const void* strong, int64_t n, double p, double q) {
+  T* const x = static_cast<T*>(weak);
+  const T* const y = static_cast<const T*>(strong);
+  blend_blocks(x, y, n / kLanes, p, q);
+  const size_t rest = size_t(n % kLanes);
+  if (rest == 0) return;
+  T tail_x[kLanes] = {}, tail_y[kLanes] = {};
+  std::memcpy(tail_x, x + n - rest, rest * sizeof(T));
+  std::memcpy(tail_y, y + n - rest, rest * sizeof(T));
+  blend_blocks<T>(tail_x, tail_y, 1, p, q);
+  std::memcpy(x + n - rest, tail_x, rest * sizeof(T));
 }
 
 }  // namespace
