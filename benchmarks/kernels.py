@@ -66,7 +66,11 @@ def cases(which: list[str], quick: bool = False) -> Iterator[Case]:
             conflicts = [0.0]  # 4 rows are too few for a share
         steps = name not in shapes.LADDER and _weights(name) <= MOST_IN_A_STEP
         kinds = ("correct", "step") if steps else ("correct",)
-        yield from (Case(*case) for case in product(kinds, (name,), dtypes, conflicts))
+        for case in product(kinds, (name,), dtypes, conflicts):
+            # Rounded weights leave gaps in every row of a step, and short rows scatter below 0:
+            # in bfloat16 a step without any conflict cannot be made.
+            if case[0] != "step" or case[2] == "float32" or case[3]:
+                yield Case(*case)
 
 
 def names(kind: str, shape: str, device: torch.device) -> list[str]:
