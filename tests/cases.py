@@ -41,7 +41,8 @@ def transposed(x: Tensor) -> Tensor:
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Another dtype, the same strides, gaps between rows included."""
     room = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
-    return torch.full((room,), 7.0, dtype=dtype, device=x.device).as_strided(x.shape, x.stride()).copy_(x)
+    storage = torch.full((room,), 7.0, dtype=dtype, device=x.device)
+    return storage.as_strided(x.shape, x.stride()).copy_(x)
 
 
 AWKWARD: dict[str, Pairs] = {
