@@ -91,7 +91,8 @@ def test_a_write_behind_the_end_would_be_seen(address: Run) -> None:
         "-c",
         "import torch; from ragrad_ext import compiled\n"
         "twins = compiled.module.Twins(torch.Tensor, [4], [0])\n"
-        "twins.set([torch.randn(4, 8)], [torch.randn(4, 8)])\n"
+        "rgb, ir = torch.randn(4, 8), torch.randn(4, 8)\n"
+        "twins.set([rgb], [ir])\n"
         "isa, f = compiled.module.instruction_sets()[0], torch.zeros\n"
         "twins.correct(torch.rand(2, 4), None, f(4), f(2), f(4, dtype=torch.bool), f(4),\n"
         "              True, True, 1e-30, isa, 1, False)\n",
