@@ -118,7 +118,7 @@ def check_gradients(
     grads: tuple[Grads, Grads], layout: Layout, channel_axes: Sequence[int], device: torch.device
 ) -> None:
     """Refuse what cannot be corrected in place: types, shapes, shared memory, devices."""
-    check_lengths(len(grads[0]), len(grads[1]), len(layout.channels))
+    _check_lengths(len(grads[0]), len(grads[1]), len(layout.channels))
     for l, (g_rgb, g_ir) in enumerate(zip(*grads, strict=True)):
         if g_rgb is None or g_ir is None:
             continue
@@ -138,7 +138,7 @@ def check_gradients(
             )
 
 
-def check_lengths(n_rgb: int, n_ir: int, n_stats: int) -> None:
+def _check_lengths(n_rgb: int, n_ir: int, n_stats: int) -> None:
     if n_rgb != n_ir:
         raise ValueError(
             f"grads_rgb has {n_rgb} entries, grads_ir has {n_ir}; pass one twin for each "

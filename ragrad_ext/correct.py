@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .backends import Traced, select
-from .bucket import check_lengths
 from .conflicts import Conflicts
 from .reliability import Reliability
 from .repa import Repa
@@ -50,7 +49,6 @@ def correct_(
     if not isinstance(stats, Reliability | Repa):
         raise TypeError(f"stats is {type(stats).__name__}; pass a Reliability or a Repa")
     options = check_options(identify, resolve, eps)
-    check_lengths(len(grads_rgb), len(grads_ir), len(stats.layout.channels))
     device = stats.device
     if isinstance(stats, Repa):  # its state follows the gradients when the model has moved
         tensors = (g for g in (*grads_rgb, *grads_ir) if isinstance(g, torch.Tensor))
