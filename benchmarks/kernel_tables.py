@@ -8,6 +8,8 @@ from typing import Any
 Row = dict[str, Any]
 
 LABELS = {
+    "triton_two_launches": "`triton` in two launches",
+    "native_two_launches": "`native` in two launches",
     "loop": "loop over channels",
     "vectorised": "PyTorch, vectorised layer by layer",
     "tuned": "PyTorch, vectorised, conflict rows only",

@@ -6,6 +6,10 @@ cold caches. The floor is one read of both gradient lists and one write of the w
 reached right before each call. ``host_us`` is what a call costs whatever the size of its layers:
 on a CPU, on as many layers of 4 rows of 8 weights, by one thread; on a GPU, until the asynchronous
 call returns.
+
+On a GPU there are two more: ``wall_s``, from the call to the end of its work, host and all; and
+``kernel_s``, the median of ``triton.testing.do_bench``: for a correction by a backend of the
+library of a CUDA graph of the call, so that nothing of the host is in it.
 """
 
 from __future__ import annotations
@@ -22,11 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ragrad_ext import correct_
-from ragrad_ext.backends import BACKENDS
+from ragrad_ext import Conflicts, correct_
+from ragrad_ext.backends import BACKENDS, Backend
+from ragrad_ext.backends.native import Native
+from ragrad_ext.backends.triton import Triton
+from ragrad_ext.rgcr import Options
 
 from . import agreement, peers, record, shapes
-from .timing import Contender, Samples, Yardstick, host_seconds, in_turn
+from .timing import Contender, Samples, Yardstick, host_seconds, in_turn, kernel_seconds
 from .twins import Twins
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,11 +46,17 @@ PEERS: dict[str, peers.Peer] = {
     "compiled": torch.compile(peers.vectorised, dynamic=False),
     "pcgrad": peers.pcgrad,
 }
+# The plain variants on a GPU, which one launch must beat.
+TWO_LAUNCHES: dict[str, Backend] = {
+    "triton_two_launches": Triton(two_launches=True),
+    "native_two_launches": Native(two_launches=True),
+}
 # A loop takes about a second a call there, a compilation about a minute a shape.
 ONLY_ON = {"loop": ("resnet50", "tiny_53"), "compiled": ("resnet50", "tiny_53")}
 # The reference is slow; a step, foreach and pcgrad hold every layer several times over.
 MOST_WEIGHTS = {"reference": 3e7, "foreach": 3.1e8, "pcgrad": 3.1e8}
 MOST_IN_A_STEP = 3.1e8
+SECONDS_A_CALL = ("loop", "reference")  # do_bench would call them many times
 
 
 class Case(NamedTuple):
@@ -77,12 +90,16 @@ def names(kind: str, shape: str, device: torch.device) -> list[str]:
     """Every backend that works on the device, and the peers, where they fit."""
     found = [b.name for b in BACKENDS if b.unusable(device) is None]
     if kind == "correct":
+        if device.type == "cuda":
+            found += [name for name, b in TWO_LAUNCHES.items() if b.unusable(device) is None]
         found += PEERS
     return [name for name in found if _fits(name, shape)]
 
 
 def contender(kind: str, name: str, twins: Twins) -> Contender:
     """A call of a backend or a peer on the twins."""
+    if name in TWO_LAUNCHES:
+        return Contender(partial(corrected_by, TWO_LAUNCHES[name], twins), twins.restore_)
     if name not in PEERS:
         stats = twins.reliability if kind == "correct" else twins.repa()
         call = partial(correct_, twins.rgb, twins.ir, stats, backend=name)
@@ -91,6 +108,14 @@ def contender(kind: str, name: str, twins: Twins) -> Contender:
     if name == "pcgrad":  # rewrites every row
         grads, restore_ = twins.copy()
     return Contender(partial(PEERS[name], *grads, twins.reliability.values), restore_)
+
+
+@torch.no_grad()
+def corrected_by(backend: Backend, twins: Twins) -> Conflicts:
+    """What `correct_` does, by a backend that it has no name for."""
+    given = twins.reliability
+    bucket = given.buckets.bucket(twins.rgb, twins.ir, given.device)
+    return backend.correct_(bucket, given.values, Options())
 
 
 @cache
@@ -139,6 +164,9 @@ def measure(
             "weights": twins.weights,
             **timed(samples, floor),
             "host_us": 1e6 * host[name],
+            **(
+                on_gpu(case.kind, name, rivals[name], most, budget) if device.type == "cuda" else {}
+            ),
             "threads": torch.get_num_threads(),
         }
 
@@ -160,6 +188,17 @@ def timed(samples: Samples, floor: int) -> dict[str, Any]:
         "bandwidths": {name: median(x) for name, x in samples.readers.items()},
         "share_of_floor": floor / samples.bandwidth / samples.median,
     }
+
+
+def on_gpu(kind: str, name: str, rival: Contender, most: int, budget: float) -> dict[str, Any]:
+    """What a row of a GPU has besides."""
+    device = torch.device("cuda")
+    row = {"wall_s": host_seconds(rival, device, most, budget, to_the_end=True)}
+    if name not in SECONDS_A_CALL:
+        # a step replaces tensors of its statistics, so that a graph would read old memory
+        captured = kind == "correct" and name not in PEERS
+        row["kernel_s"] = kernel_seconds(rival, captured)
+    return row
 
 
 @cache
@@ -217,7 +256,7 @@ def line(row: dict[str, Any]) -> str:
     slope = f", slope {row['slope']:.3f}" if "slope" in row else ""
     return (
         f"{row['shape']:12} {row['dtype']:8} {100 * row['conflicts']:3.0f} % {row['kind']:7} "
-        f"{row['backend']:10} {1e3 * row['median_s']:9.3f} ms, "
+        f"{row['backend']:19} {1e3 * row['median_s']:9.3f} ms, "
         f"{100 * row['share_of_floor']:5.1f} % of {row['bandwidth'] / 1e9:.1f} GB/s, "
         f"host {row['host_us']:.0f} us{slope}"
     )

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ def write(path: Path, module: str, rows: list[dict[str, Any]]) -> None:
         "versions": {
             "ragrad_ext": ragrad_ext.__version__,
             "torch": torch.__version__,
+            **({"triton": import_module("triton").__version__} if find_spec("triton") else {}),
             "python": platform.python_version(),
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",

@@ -124,8 +124,16 @@ def _nothing() -> None:
     """The rehearsal of a contender that has none."""
 
 
-def host_seconds(contender: Contender, device: torch.device, most: int, budget: float) -> float:
-    """Median wall time until a call returns; on a GPU its work may then still be going on."""
+def host_seconds(
+    contender: Contender,
+    device: torch.device,
+    most: int,
+    budget: float,
+    *,
+    to_the_end: bool = False,
+) -> float:
+    """Median wall time until a call returns; on a GPU its work may then still be going on,
+    unless it is waited for ``to_the_end``."""
     seconds: list[float] = []
     while len(seconds) < 3 or (len(seconds) < most and sum(seconds) < budget):
         contender.restore_()
@@ -133,5 +141,39 @@ def host_seconds(contender: Contender, device: torch.device, most: int, budget: 
             torch.cuda.synchronize()
         start = time.perf_counter()
         contender.work()
+        if to_the_end and device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return median(seconds)
+
+
+class _Undo:
+    """Takes the place of a tensor whose ``grad`` do_bench sets to None before every call."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender = contender
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "grad":
+            self._contender.restore_()
+        else:
+            super().__setattr__(name, value)
+
+
+def kernel_seconds(contender: Contender, captured: bool) -> float:
+    """Median device time by ``triton.testing.do_bench``: L2 is emptied before each call.
+
+    Args:
+        captured: time the replay of a CUDA graph of the call, so that kernels too short to hide
+            the host's part of the call are not charged for it.
+    """
+    from triton import testing
+
+    work = contender.work
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        work = graph.replay
+    undo = [_Undo(contender)]
+    return float(testing.do_bench(work, grad_to_none=undo, return_mode="median")) / 1e3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -52,6 +52,9 @@ class Bucket:
         grads: modality first, the caller's own tensors.
         device: where all of them lie.
         table: the compiled row table over these gradients; None where there is none.
+        geometry: a number that changes with anything but the addresses of the gradients; None
+            where that is not known.
+        memory: what backends keep from step to step; no gradients.
     """
 
     layout: Layout
@@ -59,6 +62,13 @@ class Bucket:
     grads: tuple[Grads, Grads]
     device: torch.device
     table: Any = None
+    geometry: int | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def note_changes(self) -> None:
+        """Tell autograd that gradients were written in place, as PyTorch's own operators do."""
+        for side in self.grads:
+            torch.autograd.graph.increment_version([g for g in side if g is not None])
 
     def twins(self, l: int) -> tuple[Tensor, Tensor] | None:
         """The gradients of pair l as (C_l, ...) views; None if there is nothing to do for it."""
@@ -80,6 +90,11 @@ class Buckets:
     def __init__(self, layout: Layout, channel_axes: Sequence[int]) -> None:
         self.layout, self.channel_axes = layout, tuple(channel_axes)
         self._table: Any = None
+        self._geometry = 0
+        self._memory: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memory": {}}  # a copy makes its own
 
     def bucket(self, grads_rgb: Grads, grads_ir: Grads, device: torch.device) -> Bucket:
         """Check every pair, or recognise them all. Nothing is written.
@@ -94,7 +109,9 @@ class Buckets:
         elif not _recognises(table, grads):
             check_gradients(grads, self.layout, self.channel_axes, device)
             table.set(grads_rgb, grads_ir)
-        return Bucket(self.layout, self.channel_axes, grads, device, table)
+            self._geometry += 1
+        geometry = None if table is None else self._geometry
+        return Bucket(self.layout, self.channel_axes, grads, device, table, geometry, self._memory)
 
     def _row_table(self, device: torch.device) -> Any:
         """The compiled table, where there is a compiled module that reads this device's tensors."""

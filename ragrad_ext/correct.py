@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .backends import Traced, select
+from .backends import Backend, Traced, with_backend
 from .conflicts import Conflicts
 from .reliability import Reliability
 from .repa import Repa
@@ -53,14 +53,17 @@ def correct_(
     if isinstance(stats, Repa):  # its state follows the gradients when the model has moved
         tensors = (g for g in (*grads_rgb, *grads_ir) if isinstance(g, torch.Tensor))
         device = next((g.device for g in tensors), device)
-    chosen = select(backend, device)
+
+    def step(chosen: Backend) -> Conflicts:
+        bucket = stats.buckets.bucket(grads_rgb, grads_ir, device)
+        if isinstance(stats, Repa):
+            values, twin_dots = stats.observe_(bucket, chosen)
+            return chosen.correct_(bucket, values, options, twin_dots)
+        return chosen.correct_(bucket, stats.values, options)
+
     if torch.compiler.is_compiling():
-        chosen = Traced(chosen)
-    bucket = stats.buckets.bucket(grads_rgb, grads_ir, device)
-    if isinstance(stats, Repa):
-        values, twin_dots = stats.observe_(bucket, chosen)
-        return chosen.correct_(bucket, values, options, twin_dots)
-    return chosen.correct_(bucket, stats.values, options)
+        return step(Traced(backend))
+    return with_backend(backend, device, step)
 
 
 def check_options(identify: Identify, resolve: Resolve, eps: float) -> Options:

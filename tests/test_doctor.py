@@ -30,7 +30,7 @@ def test_a_backend_that_cannot_work_gives_its_reason(monkeypatch: pytest.MonkeyP
         def unusable(self, device: torch.device) -> str:
             return f"no compiler for {device}"
 
-    working = 1 if compiled.module is not None else 2  # Broken, native, reference
+    working = 2 if compiled.module is not None else 3  # Broken, triton, native, reference
     monkeypatch.setattr(backends, "BACKENDS", (Broken(), *backends.BACKENDS))
     monkeypatch.setattr(doctor, "BACKENDS", backends.BACKENDS)
     assert "broken     no: no compiler for cpu" in doctor.report()

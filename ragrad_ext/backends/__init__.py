@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
-from .contract import Backend, History, Rows, RowSums
+from .contract import Backend, History, Rows, RowSums, Unavailable
 from .native import Native
 from .operators import Traced
 from .reference import Reference
+from .triton import Triton
 
-__all__ = ["BACKENDS", "Backend", "History", "RowSums", "Rows", "Traced", "select"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "History",
+    "RowSums",
+    "Rows",
+    "Traced",
+    "Unavailable",
+    "select",
+    "with_backend",
+]
 
 # In the order in which "auto" prefers them.
-BACKENDS: tuple[Backend, ...] = (Native(), Reference())
+BACKENDS: tuple[Backend, ...] = (Triton(), Native(), Reference())
+
+T = TypeVar("T")
+
+
+def with_backend(name: str, device: torch.device, work: Callable[[Backend], T]) -> T:
+    """``work`` done by the backend that `select` gives, or by the next one that ``"auto"`` prefers
+    where one turns out to be of no use, with a warning.
+
+    Raises:
+        ValueError, RuntimeError: as `select` does; `Unavailable`: the backend was named.
+    """
+    while True:
+        try:
+            return work(select(name, device))
+        except Unavailable as error:
+            if name != "auto":
+                raise
+            warnings.warn(f"{error}; going on with another backend", stacklevel=3)
 
 
 def select(name: str, device: torch.device) -> Backend:

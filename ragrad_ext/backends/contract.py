@@ -47,8 +47,18 @@ class RowSums(NamedTuple):
     twin_dots: Tensor | None = None
 
 
+class Unavailable(RuntimeError):
+    """A backend turns out to be of no use on a device, and has changed nothing yet.
+
+    From then on its `unusable` gives the reason.
+    """
+
+
 class Backend(Protocol):
-    """Two verbs. Both work in place, wait for nothing and are deterministic."""
+    """Two verbs. Both work in place, wait for nothing and are deterministic.
+
+    Both may raise `Unavailable` before anything is changed.
+    """
 
     name: str
 

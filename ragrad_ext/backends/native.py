@@ -67,7 +67,7 @@ class Native:
             torch.get_num_threads(),
             self.two_launches,
         )
-        _note_changes(bucket)
+        bucket.note_changes()
         return Conflicts(cosine, gap, mask, strength, bucket.layout)
 
     def observe_(
@@ -101,9 +101,3 @@ def _provide_workspace(bucket: Bucket) -> None:
     if bucket.device.type == "cuda" and (missing := bucket.table.missing_workspace()):
         memory = torch.zeros(missing, dtype=torch.uint8, device=bucket.device)
         bucket.table.set_workspace(memory)
-
-
-def _note_changes(bucket: Bucket) -> None:
-    """Tell autograd that the gradients were written in place, as PyTorch's own operators do."""
-    for side in bucket.grads:
-        torch.autograd.graph.increment_version([g for g in side if g is not None])

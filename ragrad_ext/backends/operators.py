@@ -15,7 +15,7 @@ from torch import Tensor
 from ..bucket import Bucket, Buckets, Layout
 from ..conflicts import Conflicts
 from ..rgcr import Identify, Options, Resolve
-from .contract import Backend, History, Rows, RowSums
+from .contract import History, Rows, RowSums
 
 _LIBRARY = torch.library.Library("ragrad_ext", "DEF")
 # `present` lists the pairs whose gradients are passed; channels and channel_axes are of all pairs.
@@ -32,10 +32,14 @@ _LIBRARY.define(
 
 
 class Traced:
-    """A backend behind operators, for code that is being compiled."""
+    """Any backend behind operators, for code that is being compiled.
 
-    def __init__(self, backend: Backend) -> None:
-        self.name = backend.name
+    Args:
+        name: as in `select`, which is asked whenever the compiled code runs.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def unusable(self, device: torch.device) -> str | None:
         return None
@@ -90,16 +94,14 @@ def _restore(
     channels: Sequence[int],
     channel_axes: Sequence[int],
     backend: str,
-) -> tuple[Backend, Bucket]:
-    """The backend and the bucket that `Traced` was called with."""
-    from . import select  # the registry knows this module
-
+) -> tuple[str, Bucket]:
+    """The backend's name and the bucket that `Traced` was called with."""
     grads: tuple[list[Tensor | None], ...] = tuple([None] * len(channels) for _ in range(2))
     for side, given in zip(grads, (rgb, ir), strict=True):
         for l, g in zip(present, given, strict=True):
             side[l] = g
     buckets = _buckets(tuple(channels), tuple(channel_axes))
-    return select(backend, device), buckets.bucket(grads[0], grads[1], device)
+    return backend, buckets.bucket(grads[0], grads[1], device)
 
 
 def _correct_(
@@ -112,9 +114,13 @@ def _correct_(
     eps: float,
     *geometry: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend, bucket = _restore(rgb, ir, reliability.device, *geometry)  # type: ignore[arg-type]
-    options = Options(identify, resolve, eps)
-    found = backend.correct_(bucket, reliability.contiguous(), options, twin_dots)
+    from . import with_backend  # the registry knows this module
+
+    name, bucket = _restore(rgb, ir, reliability.device, *geometry)  # type: ignore[arg-type]
+    reliability, options = reliability.contiguous(), Options(identify, resolve, eps)
+    found = with_backend(
+        name, bucket.device, lambda b: b.correct_(bucket, reliability, options, twin_dots)
+    )
     return found.cosine, found.gap, found.mask, found.strength
 
 
@@ -129,9 +135,12 @@ def _observe_(
     *geometry: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = next((g.device for g in rgb), torch.device("cpu"))
-    backend, bucket = _restore(rgb, ir, device, *geometry)  # type: ignore[arg-type]
+    from . import with_backend  # the registry knows this module
+
+    name, bucket = _restore(rgb, ir, device, *geometry)  # type: ignore[arg-type]
     history = None if w is None else History((mean_rgb, mean_ir), w.contiguous())
-    sums = backend.observe_(bucket, (weights_rgb, weights_ir), history)
+    weights = weights_rgb, weights_ir
+    sums = with_backend(name, device, lambda b: b.observe_(bucket, weights, history))
     twin_dots = sums.twin_dots
     if twin_dots is None:  # a backend that has none reads none
         twin_dots = sums.dot.new_zeros(bucket.layout.rows, 3)
