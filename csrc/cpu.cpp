@@ -26,14 +26,6 @@ constexpr int64_t kBytesPerThread = 1 << 20;  // less than this is not worth a t
 constexpr int64_t kLag = 8;                  // units between the end of a layer and its blending
 constexpr int64_t kTile = 1024;              // elements of strided rows that are packed at a time
 
-// The lanes of one sum, in a fixed order.
-double fold(const double* lane) {
-  double pairs[8];
-  for (int j = 0; j < 8; ++j) pairs[j] = lane[j] + lane[j + 8];
-  return ((pairs[0] + pairs[4]) + (pairs[2] + pairs[6])) +
-         ((pairs[1] + pairs[5]) + (pairs[3] + pairs[7]));
-}
-
 char* row_of(const Layer& layer, int operand, int64_t row) {
   return static_cast<char*>(layer.data[operand]) +
          row * layer.channel_stride[operand] * bytes_of(layer.type[operand]);
@@ -111,13 +103,13 @@ void each_run(const Layer& layer, int64_t row, int64_t first, int64_t last,
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
 #ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  // every machine with AVX2 has these
+  const bool fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     usable.push_back(&kernels_avx512);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    usable.push_back(&kernels_avx2);
-  }
+  if (fma && __builtin_cpu_supports("avx2")) usable.push_back(&kernels_avx2);
 #endif
   usable.push_back(&kernels_baseline);
   return usable;
@@ -241,7 +233,7 @@ struct Plan::Correcting {
     double lanes[kDots * kLanes] = {};
     each_run(layer, i, unit.first, unit.last, {kGradient, kGradient + 1}, {},
              [&](void* const* p, int64_t n) { kernels.add_run[type](p[0], p[1], n, lanes); });
-    for (int s = 0; s < kDots; ++s) sums[s] = fold(lanes + s * kLanes);
+    for (int s = 0; s < kDots; ++s) sums[s] = kernels.fold(lanes + s * kLanes);
   }
 
   void record(int64_t row) {
@@ -361,7 +353,7 @@ struct Plan::Observing {
                kernels.observe[type][theta][mu]({{p[0], p[1]}, {p[rgb], p[ir]}, {p[4], p[5]}}, n, w,
                                                 lanes);
              });
-    for (int s = 0; s < kSums; ++s) sums[s] = fold(lanes + s * kLanes);
+    for (int s = 0; s < kSums; ++s) sums[s] = kernels.fold(lanes + s * kLanes);
   }
 
   void record(const Layer& layer, int64_t row, const double* sums) {

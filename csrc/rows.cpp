@@ -44,58 +44,81 @@ inline Doubles read(const bf16* p) {
 
 template <>
 inline Doubles read(const f16* p) {
-  const Words half = widen(load<Halves>(p));
-  const Words sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-  const Words normal = (magnitude << 13) + (112u << 23);
-  const Words special = (magnitude << 13) | 0x7f800000u;
-  // a subnormal is a whole number of 2^-24
-  const Words subnormal = bit_cast<Words>(__builtin_convertvector(magnitude, Floats) * 0x1p-24f);
-  const Words bits = magnitude >= 0x7c00u ? special : magnitude < 0x400u ? subnormal : normal;
-  return widen(bit_cast<Floats>(bits | sign));
+  return widen(from_half(load<Halves>(p)));
+}
+
+// Rounded to nearest even. Out of range is for the caller to avoid.
+template <class T>
+inline void write(T* p, Floats x);
+
+template <>
+inline void write(float* p, Floats x) {
+  store(p, x);
+}
+
+inline Words rounded_to_bf16(Floats x) {  // in the upper half of each word
+  const Words bits = bit_cast<Words>(x);
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
+template <>
+inline void write(bf16* p, Floats x) {
+  store(p, narrow(rounded_to_bf16(x) >> 16));
+}
+
+template <>
+inline void write(f16* p, Floats x) {
+  store(p, to_half(x));
+}
+
+// The same of two vectors that stand half of the 16 lanes apart: numbers v and v + kVectors / 2.
+struct Pair {
+  Doubles first, second;
+};
+constexpr int kApart = kLanes / 2;
+
+template <class T>
+inline Pair read_pair(const T* run, int v) {
+  const T* const p = run + v * kWidth;
+  return {read(p), read(p + kApart)};
 }
 
 template <class T>
-inline void write(T* p, Doubles x);
+inline void write_pair(T* run, int v, Floats first, Floats second) {
+  T* const p = run + v * kWidth;
+  write(p, first);
+  write(p + kApart, second);
+}
+
+// Two neighbours share a word, and one operation takes either out of all words of a vector: the
+// even elements of 16 make the first eight lanes, the odd ones the others.
+constexpr uint32_t kOdd = 0xffff0000u;
 
 template <>
-inline void write(float* p, Doubles x) {
-  store(p, narrow(x));
+inline Pair read_pair(const bf16* run, int v) {
+  const Words both = load<Words>(run + 2 * v * kWidth);
+  return {widen(bit_cast<Floats>(both << 16)), widen(bit_cast<Floats>(both & kOdd))};
 }
 
 template <>
-inline void write(bf16* p, Doubles x) {
-  const Words bits = bit_cast<Words>(narrow(x));
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-  store(p, narrow(rounded));
-}
-
-template <>
-inline void write(f16* p, Doubles x) {
-  const Words bits = bit_cast<Words>(narrow(x));
-  const Words sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  const Words normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14: adding 1/2 leaves the multiple of 2^-24 in the lowest bits, rounded to even.
-  const Words subnormal =
-      bit_cast<Words>(bit_cast<Floats>(magnitude) + 0.5f) - bit_cast<Words>(Floats{} + 0.5f);
-  const Words half = (magnitude < (113u << 23) ? subnormal : normal) | sign;
-  store(p, narrow(half));
+inline void write_pair(bf16* run, int v, Floats even, Floats odd) {
+  store(run + 2 * v * kWidth, (rounded_to_bf16(even) >> 16) | (rounded_to_bf16(odd) & kOdd));
 }
 
 template <class T>
-constexpr double largest() = delete;
+constexpr float largest() = delete;
 template <>
-constexpr double largest<float>() { return std::numeric_limits<float>::max(); }
+constexpr float largest<float>() { return std::numeric_limits<float>::max(); }
 template <>
-constexpr double largest<bf16>() { return 0x1.fep127; }
+constexpr float largest<bf16>() { return 0x1.fep127f; }
 template <>
-constexpr double largest<f16>() { return 65504.0; }
+constexpr float largest<f16>() { return 65504.0f; }
 
 // What lies beyond the range of T saturates: a correction makes no inf of finite gradients.
 template <class T>
-inline Doubles clamp(Doubles x) {
-  const Doubles top = Doubles{} + largest<T>();
-  x = x > top ? top : x;
-  return x < -top ? -top : x;
+inline Floats saturate(Doubles x) {
+  const Floats top = Floats{} + largest<T>();
+  return most(-top, least(top, narrow(x)));
 }
 
 // Streams are more than the hardware prefetches well across the ends of pages, hence by hand. A
@@ -128,11 +151,15 @@ template <class T>
       prefetch<false, T>(b, j);
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const Doubles x = read(a + j + v * kWidth), y = read(b + j + v * kWidth);
-      sum[0][v] = add_exact_product(sum[0][v], x, x);
-      sum[1][v] = add_exact_product(sum[1][v], y, y);
-      sum[2][v] = add_exact_product(sum[2][v], x, y);
+    for (int v = 0; v < kVectors / 2; ++v) {
+      const Pair x = read_pair(a + j, v), y = read_pair(b + j, v);
+      const int w = v + kVectors / 2;
+      sum[0][v] = add_exact_product(sum[0][v], x.first, x.first);
+      sum[0][w] = add_exact_product(sum[0][w], x.second, x.second);
+      sum[1][v] = add_exact_product(sum[1][v], y.first, y.first);
+      sum[1][w] = add_exact_product(sum[1][w], y.second, y.second);
+      sum[2][v] = add_exact_product(sum[2][v], x.first, y.first);
+      sum[2][w] = add_exact_product(sum[2][w], x.second, y.second);
     }
   }
 }
@@ -147,6 +174,12 @@ template <class T>
   std::memcpy(tail_a, a + n - rest, rest * sizeof(T));
   std::memcpy(tail_b, b + n - rest, rest * sizeof(T));
   add_dots<T>(tail_a, tail_b, 1, sum);
+}
+
+double fold_lanes(const double* lanes) {
+  Doubles sum[kVectors];
+  std::memcpy(sum, lanes, sizeof sum);
+  return fold(sum);
 }
 
 template <class T>
@@ -194,7 +227,7 @@ void observe_blocks(Run run, int64_t blocks, double w_rgb, double w_ir, double* 
           M* const place = static_cast<M*>(run.mu[m]) + at;
           const Doubles mu = read(place), d = g[m] - mu;
           sum[kDots + 2 + m][v] += d * d;
-          write(place, g[m] - g[m] == 0.0 ? mu + w[m] * d : mu);  // inf - inf, nan - nan are nan
+          write(place, narrow(g[m] - g[m] == 0.0 ? mu + w[m] * d : mu));  // inf - inf, nan - nan are nan
         }
       }
       sum[2][v] = add_exact_product(sum[2][v], g[0], g[1]);
@@ -229,9 +262,10 @@ template <class T>
                                                 double q) {
   for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      T* const place = weak + j + v * kWidth;
-      write(place, clamp<T>(p * read(place) + q * read(strong + j + v * kWidth)));
+    for (int v = 0; v < kVectors / 2; ++v) {
+      const Pair x = read_pair(weak + j, v), y = read_pair(strong + j, v);
+      write_pair(weak + j, v, saturate<T>(p * x.first + q * y.first),
+                 saturate<T>(p * x.second + q * y.second));
     }
   }
 }
@@ -267,6 +301,7 @@ void blend(void* weak, const void* strong, int64_t n, double p, double q) {
 
 const Kernels RAGRAD_NAME(RAGRAD_ISA) = {
     RAGRAD_STRING(RAGRAD_ISA),
+    fold_lanes,
     {dots<float>, dots<bf16>, dots<f16>},
     {add_run<float>, add_run<bf16>, add_run<f16>},
     {RAGRAD_OBSERVE_ANY(float), RAGRAD_OBSERVE_ANY(bf16), RAGRAD_OBSERVE_ANY(f16)},

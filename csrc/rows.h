@@ -1,7 +1,7 @@
 // The inner loops over one run of consecutive elements, compiled once per instruction set.
 //
-// A sum runs in 16 lanes of double: element j of a row goes to lane j % 16, on every instruction
-// set. Products of two float32 are exact in double, and nothing is contracted to an FMA, so all
+// A sum runs in 16 lanes of double. Element j of a row goes to lane j % 16 (in the dots of bfloat16,
+// to the lane that rows.cpp gives it), on every instruction set. Products of two float32 are exact in double, and nothing is contracted to an FMA, so all
 // instruction sets, and any number of threads, give the same bits.
 #pragma once
 
@@ -30,6 +30,8 @@ constexpr int kAbsent = 4;  // in place of a type: this operand is not read
 
 struct Kernels {
   const char* name;
+  // The sum of 16 lanes, in the one order that every sum of a row has.
+  double (*fold)(const double* lanes);
   // out = a.a, b.b, a.b of a whole row of n elements.
   void (*dots[3])(const void* a, const void* b, int64_t n, double out[kDots]);
   // The same for one run of a row: the lanes, acc is (3, 16), are added to.

@@ -68,6 +68,52 @@ inline Words widen(Halves x) { return __builtin_convertvector(x, Words); }
 inline Halves narrow(Words x) { return __builtin_convertvector(x, Halves); }
 #endif
 
+// float16 to float32, exactly, and back, rounded to nearest even. The range of float16 is for the
+// caller to keep.
+#if defined(__AVX512F__)
+inline Floats from_half(Halves x) { return Floats(_mm256_cvtph_ps(__m128i(x))); }
+inline Halves to_half(Floats x) { return Halves(_mm256_cvtps_ph(__m256(x), 0)); }
+#elif defined(__AVX2__)
+inline Floats from_half(Halves x) {
+  return Floats(_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(x))));
+}
+inline Halves to_half(Floats x) {
+  return bit_cast<Halves>(_mm_cvtsi128_si64(_mm_cvtps_ph(__m128(x), 0)));
+}
+#else
+inline Floats from_half(Halves x) {
+  const Words half = widen(x);
+  const Words sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  const Words normal = (magnitude << 13) + (112u << 23);
+  const Words special = (magnitude << 13) | 0x7f800000u;
+  // a subnormal is a whole number of 2^-24
+  const Words subnormal = bit_cast<Words>(__builtin_convertvector(magnitude, Floats) * 0x1p-24f);
+  const Words bits = magnitude >= 0x7c00u ? special : magnitude < 0x400u ? subnormal : normal;
+  return bit_cast<Floats>(bits | sign);
+}
+inline Halves to_half(Floats x) {
+  const Words bits = bit_cast<Words>(x);
+  const Words sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const Words normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14: adding 1/2 leaves the multiple of 2^-24 in the lowest bits, rounded to even.
+  const Words subnormal =
+      bit_cast<Words>(bit_cast<Floats>(magnitude) + 0.5f) - bit_cast<Words>(Floats{} + 0.5f);
+  return narrow((magnitude < (113u << 23) ? subnormal : normal) | sign);
+}
+#endif
+
+// The lesser and the greater of each lane.
+#if defined(__AVX512F__)
+inline Floats least(Floats x, Floats y) { return Floats(_mm256_min_ps(__m256(x), __m256(y))); }
+inline Floats most(Floats x, Floats y) { return Floats(_mm256_max_ps(__m256(x), __m256(y))); }
+#elif defined(__AVX2__)
+inline Floats least(Floats x, Floats y) { return Floats(_mm_min_ps(__m128(x), __m128(y))); }
+inline Floats most(Floats x, Floats y) { return Floats(_mm_max_ps(__m128(x), __m128(y))); }
+#else
+inline Floats least(Floats x, Floats y) { return x < y ? x : y; }
+inline Floats most(Floats x, Floats y) { return x > y ? x : y; }
+#endif
+
 // sum + x y where the product is exact in double: the same bits with or without an FMA.
 inline Doubles add_exact_product(Doubles sum, Doubles x, Doubles y) {
 #if defined(__AVX512F__)
