@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
-from ragrad_ext import Gate, RaGrad
+from ragrad_ext import Gate, RaGrad, Repa
 
 from .networks import TwoStream, loss_of
 from .test_no_sync import NoReads
@@ -95,6 +95,12 @@ def conv(**more: bool | int) -> nn.Module:
     return nn.Conv2d(3, 8, 3, **more)  # type: ignore[arg-type]
 
 
+def loud(layer: nn.Module) -> nn.Module:
+    """With outputs so large that their variance swallows a norm's eps."""
+    nn.init.normal_(layer.weight, std=1e4)
+    return layer
+
+
 CASES = {
     "GroupNorm, ReLU": Case(lambda: Stream(conv(), trained(nn.GroupNorm(2, 8)), F.relu), "mixing"),
     "GroupNorm, SiLU in place": Case(
@@ -106,6 +112,9 @@ CASES = {
     ),
     "GroupNorm of single channels": Case(
         lambda: Stream(conv(), trained(nn.GroupNorm(8, 8)), F.relu), "mixing"
+    ),
+    "GroupNorm of single loud channels": Case(
+        lambda: Stream(loud(conv()), trained(nn.GroupNorm(8, 8)), F.relu), "mixing"
     ),
     "LayerNorm, GELU": Case(
         lambda: Stream(nn.Linear(3, 8), trained(nn.LayerNorm(8)), F.gelu), "mixing", 2, (4, 7, 3)
@@ -142,6 +151,10 @@ CASES = {
     "bias, SELU": Case(lambda: Stream(conv(), same, F.selu), "activation"),
     "linear, GELU": Case(
         lambda: Stream(nn.Linear(3, 8), same, lambda x: F.gelu(x, approximate="tanh")),
+        "activation", 2, (4, 7, 3),
+    ),
+    "linear, transposed, GELU": Case(
+        lambda: Stream(nn.Linear(3, 8), lambda y: y.transpose(-2, -1), F.gelu),
         "activation", 2, (4, 7, 3),
     ),
     "linear on channels last, GELU": Case(
@@ -302,10 +315,12 @@ def test_nothing_stays(case: Case) -> None:
     loss = loss_behind((a, b), torch.randn(case.shape))
     activations = {t.data_ptr() for s in (a, b) for t in (s.y, s.n, s.a)}
     assert len(alive(activations)) >= 4
+    size = a.y.numel()
     for stream in (a, b):
         del stream.y, stream.n, stream.a
     ragrad.backward(loss)
     assert not alive(activations)
+    assert not [t for t in gc.get_objects() if type(t) is Tensor and t.numel() == size]
     for module in (*a.modules(), *b.modules()):
         assert not module._forward_hooks
         assert not module._backward_hooks
@@ -386,6 +401,8 @@ def shuffled(y: Tensor) -> Tensor:
         (shuffled, F.silu, "channels split or mixed"),
         (lambda y: y + y.flip(2), F.relu, "output used several times"),
         (lambda y: y + torch.ones(1, 8, 1, 1, requires_grad=True).exp(), F.relu, "Add behind"),
+        (lambda y: y + nn.Parameter(torch.rand(7, 7)), F.relu, "Add behind"),
+        (nn.LayerNorm(7), same, "a norm over more than channels"),
         (lambda y: y.flip(1), F.relu, "Flip behind"),
         (nn.LayerNorm([8, 7, 7]), same, "a norm over more than channels"),
         (lambda y: nn.GroupNorm(2, 8)(2 * y), same, "behind a frozen bias or scale"),
@@ -400,6 +417,47 @@ def test_where_the_gate_stays_at_the_row(norm: Part, activation: Part, why: str)
     assert gate.places is not None
     assert gate.places[0][0].kind == "row"
     assert why in gate.places[0][0].why
+
+
+def test_a_norm_over_an_axis_as_long_as_the_channels() -> None:
+    ragrad, gate, a, b = pair(Case(lambda: Stream(nn.Conv2d(3, 8, 3), nn.LayerNorm(8)), "row"))
+    ragrad.backward(loss_behind((a, b), torch.randn(4, 3, 10, 10)))
+    assert gate.places is not None
+    assert (
+        gate.places[0][0].why == "a norm over more than channels, or behind a frozen bias or scale"
+    )
+
+
+def test_a_flat_channel_must_stay_flat() -> None:
+    """A mask between layer and BatchNorm: a removed row is no constant there any more."""
+    mask = torch.rand(7, 7)
+    case = Case(lambda: Stream(conv(), lambda y: mask * y, F.silu), "activation")
+    ragrad, gate, a, b = pair(case)
+    norms = [nn.BatchNorm2d(8) for _ in range(2)]
+    x = torch.randn(case.shape)
+    ragrad.backward((norms[0](a(x)) + norms[1](b(x))).square().mean())
+    assert gate.places is not None
+    assert gate.places[0][0].kind == "activation"
+
+
+def test_a_matrix_by_its_own_axis() -> None:
+    """x W has its output channels on axis 1, whatever axis they are said to lie on."""
+    x, weights = torch.randn(5, 4), [nn.Parameter(torch.randn(4, 4)) for _ in range(2)]
+    for axis, kind in ((0, "row"), (1, "norm")):
+        gate = Gate()
+        Repa(weights[:1], weights[1:], effectiveness=gate, channel_axes=[axis])
+        gate.trace(sum(F.batch_norm(x @ w, None, None, training=True) for w in weights))
+        assert gate.places is not None
+        assert gate.places[0][0].kind == kind
+
+
+@KINDS
+def test_a_backward_that_is_differentiated_again(case: Case) -> None:
+    ragrad, gate, a, b = pair(case)
+    ragrad.backward(loss_behind((a, b), torch.randn(case.shape)), create_graph=True)
+    assert len(gate._sums) == 2
+    assert not any(s.requires_grad for s in gate._sums.values())
+    clear(a, b)
 
 
 def test_a_relu_behind_no_bias_needs_no_hook() -> None:
