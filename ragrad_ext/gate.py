@@ -56,8 +56,9 @@ class Gate(Effectiveness):
     hook keep ``-g.theta``. ``report()`` says how many rows have which gate, and why.
 
     Args:
-        hooks: False reads only gradients that the step has anyway. Hooks read every activation they
-            sit on once more, and its gradient: some percent of a step, on models that need them.
+        hooks: False reads only gradients that the step has anyway. Hooks read the activations they
+            sit on, and their gradients, once more: a few percent of a step on models that need
+            them, more where every layer has a GroupNorm; nothing behind plain BatchNorms.
         group: the processes that average gradients (DDP); sums of hooks are averaged over them.
             Several processes without it use no hooks, so that replicas cannot drift apart.
 
