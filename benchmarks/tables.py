@@ -60,6 +60,19 @@ def effectiveness_by_stage() -> str:
     return "\n".join(lines)
 
 
+def gates() -> str:
+    """Median Spearman correlation over seeds: what follows a row, by the place of its gate."""
+    rows = load("gates")["rows"]
+    names = ["row", "gain", "norm", "activation", "Gate"]
+    lines = ["| behind the row | epochs | " + " | ".join(names) + " |"]
+    lines.append("| --- " * (2 + len(names)) + "|")
+    for kind, epochs in dict.fromkeys((r["kind"], r["epochs"]) for r in rows):
+        group = [r["spearman"] for r in rows if (r["kind"], r["epochs"]) == (kind, epochs)]
+        medians = [two(statistics.median(scores[n] for scores in group)) for n in names]
+        lines.append(f"| {kind} | {epochs} | {' | '.join(medians)} |")
+    return "\n".join(lines)
+
+
 def degraded() -> str:
     """P(rgb > ir) by what is degraded, median and range over seeds, at the last epoch."""
     rows = load("degraded")["rows"]
@@ -95,6 +108,7 @@ def msrs() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "effectiveness": effectiveness,
     "effectiveness-by-stage": effectiveness_by_stage,
+    "gates": gates,
     "degraded": degraded,
     "msrs": msrs,
     "kernels": lambda: kernel_tables.contestants(kernels()),

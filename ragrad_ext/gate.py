@@ -1,144 +1,198 @@
-"""The gate: Eq. 1 to first order in a switch on each row's output, read off the step's gradient."""
+"""The gate: Eq. 1 with a row really removed up to one point, and first order from there."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from .backends.contract import RowSums
 from .bucket import Bucket
 from .effectiveness import Closure, Effectiveness
-from .graph import Node, consumers
-from .twins import Twins
+from .gate_hooks import effect, hook
+from .gate_places import ABSENT, HIDDEN, Place, find_places
+from .gate_report import table
+from .graph import consumers
 
-# Normalisations with statistics of their own per channel: the loss is blind to a row's scale.
-NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward")
-SYNC_NORM = "SyncBatchNormBackward"
-PRODUCERS = ("ConvolutionBackward", "AddmmBackward", "MmBackward", "LinearBackward")
-# Nodes that pass every value on unchanged, but for shape, dtype or place.
-PASSING = (
-    "ViewBackward",
-    "UnsafeViewBackward",
-    "ReshapeAliasBackward",
-    "AliasBackward",
-    "CloneBackward",
-    "ToCopyBackward",
-    "TBackward",
-    "TransposeBackward",
-    "PermuteBackward",
-    "RepeatBackward",
-    "SqueezeBackward",
-    "UnsqueezeBackward",
-)
+
+class Key(NamedTuple):
+    """Whose sums: modality, pair, and the kind of place they belong to."""
+
+    m: int
+    l: int
+    kind: str
+
+
+NOT_RUN = "its hook did not run: ragrad.backward(loss) in place of loss.backward() places it"
 
 
 class Gate(Effectiveness):
-    """First order in a gate ``a_i = 1`` on the output of each row: ``E = -dL/da_i``. Free.
+    """``E = sum (t' - t) dL/dt``: t is a tensor behind the row, t' what it is without the row.
 
-    For most rows that is ``-sum_j g_j theta_j``. A normalisation with statistics of its own per
-    channel (BatchNorm, InstanceNorm, SyncBatchNorm, in training mode) makes the loss blind to a
-    row's scale; there the gate moves behind it, onto the gain: zeroing the row leaves only the
-    normalisation's bias, and ``E = -gamma_i dL/dgamma_i``.
+    At the row's own output that is ``-sum_j g_j theta_j``. The further behind it t lies, the more
+    of the removal is exact. Where it lies was measured against Eq. 1 (`benchmarks.gates`):
 
-    Which gain stands behind which row is read from the autograd graph of one ordinary forward,
-    by dataflow: the first ``before_backward`` does it, or call ``trace`` on any output. Rows
-    without such a gain (none, frozen, or used by several layers) keep ``-sum_j g_j theta_j``, and
-    so do all rows of a gate that was never traced. A model compiled by ``torch.compile`` hides its
-    graph: trace one forward of the plain model first.
+    - Behind a norm with statistics of the channel (BatchNorm, InstanceNorm, SyncBatchNorm in
+      training mode), an activation between or not. The loss there is blind to a row's scale, and
+      without the row only the norm's bias is left: ``E = -gamma_i dL/dgamma_i``, read off a
+      gradient that the step has anyway. A hook finds the same where the gain is frozen, absent or
+      shared.
+    - Behind a GroupNorm or a LayerNorm over the channels, and the activation right after it: hooks.
+    - Behind the first activation, if a bias or a frozen BatchNorm lies before it: a hook.
+    - Else at the row's own output: where that is split, summed or goes several ways before any of
+      these (q, k and v of attention; a residual sum behind a frozen BatchNorm), and where no graph
+      was seen.
+
+    All this is read off the autograd graph of an ordinary forward, by dataflow: the first
+    ``before_backward`` does it, or call ``trace`` on any output. A hook sits on the graph of one
+    backward and goes with it; it needs ``before_backward`` of every micro-batch, as
+    ``ragrad.backward(loss)`` does. `attach` shows no loss, and a model compiled by
+    ``torch.compile`` no graph (trace one forward of the plain model first): there rows that need a
+    hook keep ``-g.theta``. ``report()`` says how many rows have which gate, and why.
+
+    Args:
+        hooks: False reads only gradients that the step has anyway. Hooks read the activations they
+            sit on, and their gradients, once more: a few percent of a step on models that need
+            them, more where every layer has a GroupNorm; nothing behind plain BatchNorms.
+        group: the processes that average gradients (DDP); sums of hooks are averaged over them.
+            Several processes without it use no hooks, so that replicas cannot drift apart.
 
     Attributes:
-        gains: modality first, for each pair the gain behind it or None; None before the trace.
+        places: modality first, where the gate of each pair lies; None before the trace.
     """
 
-    gains: list[list[Tensor | None]] | None = None
+    def __init__(self, *, hooks: bool = True, group: dist.ProcessGroup | None = None) -> None:
+        self.hooks, self.group = hooks, group
+        self.places: list[list[Place]] | None = None
+        self._sums: dict[Key, Tensor] = {}  # of this step's micro-batches
+        self._missing: set[tuple[int, int]] = set()  # pairs whose place could not be read
+
+    @property
+    def gains(self) -> list[list[Tensor | None]] | None:
+        """Modality first, for each pair the gain that E is read off, or None; None untraced."""
+        if self.places is None:
+            return None
+        return [[place.gain for place in side] for side in self.places]
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
-        if self.gains is None:
-            self.trace(loss)
+        if self.places is not None and not any(p.hooked for side in self.places for p in side):
+            return
+        found = self._trace([loss])
+        if found is None or self.refuses_hooks():
+            return
+        scale: list[Tensor | None] = [None]
+
+        def see_scale(grads: tuple[Tensor | None, ...]) -> None:
+            scale[:] = grads  # a GradScaler's; the gradients will be rid of it
+
+        loss.grad_fn.register_prehook(see_scale)  # type: ignore[union-attr]
+        for m, side in enumerate(found):
+            for l, place in enumerate(side):
+                if place.hooked:
+                    add = partial(self._add, Key(m, l, place.kind), scale)
+                    hook(place, self.twins.layout.channels[l], add)
+
+    def _add(self, key: Key, scale: list[Tensor | None], value: Tensor) -> None:
+        if scale[0] is not None:
+            value = value / scale[0]
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def trace(self, *outputs: Tensor) -> None:
-        """Find the gains in the graph behind ``outputs``, which must not be freed yet.
+        """Find the places in the graph behind ``outputs``, which must not be freed yet.
 
         A graph that holds none of the paired weights, a teacher's say, changes nothing.
         """
-        uses = consumers(outputs)
-        paired = {id(w) for side in self.twins.weights for w in side}
-        if not any(id(getattr(node, "variable", None)) in paired for node in uses):
-            return
-        if any(node.name().startswith("CompiledFunction") for node in uses):
+        self._trace(outputs)
+
+    def _trace(self, outputs: Iterable[Tensor]) -> list[list[Place]] | None:
+        """The places in this graph with their nodes; None if it holds no paired weight."""
+        users = consumers(outputs)
+        found = find_places(users, self.twins)
+        if all(place.why == ABSENT for side in found for place in side):
+            return None
+        if self.places is None and any(n.name().startswith("CompiledFunction") for n in users):
             warnings.warn(
                 "a compiled part of the model hides its normalisations from Gate; rows there keep "
                 "-g.theta, which is noise behind a BatchNorm. Show it the plain model once: "
                 "ragrad.repa.effectiveness.trace(model(batch)), before torch.compile",
-                stacklevel=2,
+                stacklevel=3,
             )
-        self.gains = find_gains(uses, self.twins)
+        before = self.places or found
+        self.places = [
+            [old if new.why in (ABSENT, HIDDEN) else new.without_graph() for old, new in both]
+            for both in (zip(*sides, strict=True) for sides in zip(before, found, strict=True))
+        ]
+        return found
+
+    def refuses_hooks(self) -> str | None:
+        """Why no hooks are used, if so."""
+        if not self.hooks:
+            return "needs a hook, and hooks=False"
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several and self.group is None:
+            return "needs a hook, for which several processes need Gate(group=...)"
+        return None
 
     def reads_weight(self, m: int, l: int) -> bool:
-        return self._gain(m, l) is None
+        place = self._readable(m, l)
+        return place is None or place.kind in ("activation", "row")
 
     def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
+        self._average_over_processes()
         score = -sums.dot
+        self._missing = set()
         for m in (0, 1):
             for l, rows in enumerate(self.twins.layout.slices()):
-                gain = self._gain(m, l)
-                if gain is not None and gain.grad is not None:
-                    score[m, rows] = -(gain.detach().double() * gain.grad.double())
+                place = self._readable(m, l)
+                if place is None:
+                    self._missing.add((m, l))
+                elif place.gain is not None:
+                    assert place.gain.grad is not None
+                    score[m, rows] = -(place.gain.detach().double() * place.gain.grad.double())
+                elif place.hooked:
+                    found = self._sums[Key(m, l, place.kind)].to(score.device)
+                    score[m, rows] = effect(place, found, sums.dot[m, rows])
+        self._sums = {}
         return score
 
-    def _gain(self, m: int, l: int) -> Tensor | None:
-        gain = None if self.gains is None else self.gains[m][l]
-        return None if gain is None or gain.grad is None else gain
+    def _readable(self, m: int, l: int) -> Place | None:
+        """Where E of this step can be read; None: not traced, or without a gradient or sum."""
+        if self.places is None:
+            return None
+        place = self.places[m][l]
+        if place.hooked:
+            return place if Key(m, l, place.kind) in self._sums else None
+        return None if place.gain is not None and place.gain.grad is None else place
 
+    def _average_over_processes(self) -> None:
+        if self.group is None or not self._sums:
+            return
+        keys = sorted(self._sums)
+        flat = torch.cat([self._sums[key].flatten() for key in keys])
+        dist.all_reduce(flat, group=self.group)
+        flat /= dist.get_world_size(self.group)
+        for key, part in zip(keys, flat.split([self._sums[k].numel() for k in keys]), strict=True):
+            self._sums[key] = part.view_as(self._sums[key])
 
-def find_gains(uses: Counter[Node], twins: Twins) -> list[list[Tensor | None]]:
-    """The gain of the normalisation right behind each twin weight, or None; modality first.
+    def report(self, limit: int | None = 5) -> None:
+        """Print how many rows have which gate, and why; ``limit`` pairs a group (None: all)."""
+        print(table(self._in_use(), self.twins, limit))
 
-    Args:
-        uses: the autograd graph, as `consumers` returns it. A gain counts only if the weight, its
-            output and the gain are each used once: otherwise its gradient tells of more than
-            this row.
-    """
-    index = {w: (m, l) for m, side in enumerate(twins.weights) for l, w in enumerate(side)}
-    gains: list[list[Tensor | None]] = [[None] * len(side) for side in twins.weights]
-    for node in uses:
-        inputs = [child for child, _ in node.next_functions]
-        if not _normalises(node) or inputs[0] is None or inputs[1] is None:
-            continue
-        gain = _leaf(inputs[1], uses)
-        source = _pass_through(inputs[0], uses)
-        if gain is None or source is None or not source.name().startswith(PRODUCERS):
-            continue
-        for child, _ in source.next_functions:
-            weight = None if child is None else _leaf(child, uses)
-            if weight in index:
-                m, l = index[weight]
-                if gain.numel() == twins.layout.channels[l]:
-                    gains[m][l] = gain
-    return gains
+    def _in_use(self) -> list[list[Place]]:
+        """The places, and the row's own output wherever the last step could not read there."""
 
+        def now(m: int, l: int, place: Place) -> Place:
+            if place.hooked and (why := self.refuses_hooks()):
+                return Place("row", why)
+            if (m, l) in self._missing and place.kind != "row":
+                return Place("row", NOT_RUN if place.hooked else "the gain has no gradient")
+            return place
 
-def _normalises(node: Node) -> bool:
-    """Whether ``node`` normalises each channel by statistics of this very batch."""
-    name = node.name()
-    if name.startswith(NORMS):
-        # BatchNorm in evaluation mode is a fixed affine map: the loss sees the row's scale.
-        return bool(getattr(node, "_saved_training", True))
-    return bool(name.startswith(SYNC_NORM))
-
-
-def _pass_through(node: Node, uses: Counter[Node]) -> Node | None:
-    """The first node behind ``node`` that computes something; None if used more than once."""
-    while uses[node] == 1:
-        if not node.name().startswith(PASSING):
-            return node
-        node = node.next_functions[0][0]
-    return None
-
-
-def _leaf(node: Node, uses: Counter[Node]) -> Tensor | None:
-    """The parameter behind ``node`` if nothing but shape or dtype changes lie between."""
-    end = _pass_through(node, uses)
-    return getattr(end, "variable", None)
+        if self.places is None:
+            return [[Place("row", "no graph seen yet")] * len(side) for side in self.twins.weights]
+        return [[now(m, l, p) for l, p in enumerate(side)] for m, side in enumerate(self.places)]
