@@ -1,7 +1,9 @@
 """Effectiveness, Eq. 1: what the loss would lose without a channel. The interface of estimators.
 
-First order is `FirstOrder` or, behind a normalisation, `Gate` (gate.py); second order, Eq. 2, is
-`Hutchinson`, `FiniteDifference` or `Fisher` (taylor.py).
+First order is `FirstOrder` or, behind a normalisation, `Gate` (gate.py). Second order is measured
+on some steps and held between (refresh.py): Eq. 2 by `Hutchinson`, `FiniteDifference` or `Fisher`,
+whole rows by `RowQuadratic` (taylor.py), gates by `GateQuadratic`, Gauss-Newton's diagonal by
+`GaussNewtonBartlett`. `Removal` is Eq. 1 itself.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class RaGrad:
 
         Args:
             loss: the scalar loss of this micro-batch, not scaled by a GradScaler.
-            closure: computes the same loss anew; only `FiniteDifference` asks for it.
+            closure: computes the same loss anew, for estimators that move or remove weights
+                (`FiniteDifference`, `Removal`, ...); `GaussNewtonBartlett` wants another.
             scaler: if given, ``scaler.scale(loss)`` is what is differentiated.
             kwargs: passed to ``Tensor.backward``.
         """
