@@ -52,30 +52,28 @@ class GaussNewtonBartlett(Refreshed):
         self.probes = check_probes(probes)
 
     def measure(self, loss: Tensor, closure: Closure | None) -> Tensor:
-        sampled = self.needed(closure)
-        total = torch.zeros_like(self.q)
-        weights = [self.twins.weights[m][l] for m in (0, 1) for l in self.layers]
+        sampled, twins = self.needed(closure), self.twins
+        q = torch.zeros_like(self.q)
+        places = [(m, l) for m in (0, 1) for l in self.layers]
+        rows = twins.layout.slices()
         for _ in range(self.probes):
-            with undisturbed(self.twins.device), torch.enable_grad():
+            with undisturbed(twins.device), torch.enable_grad():
                 # or labels would repeat wherever nothing else draws between refreshes
-                _seed(self.twins.device, mixed(self.seed, self.draws))
+                _seed(twins.device, mixed(self.seed, self.draws))
                 # the graph may be the step's own, whose backward is still to come
                 found = torch.autograd.grad(
-                    sampled(), weights, retain_graph=True, allow_unused=True
+                    sampled(),
+                    [twins.weights[m][l] for m, l in places],
+                    retain_graph=True,
+                    allow_unused=True,
                 )
             self.draws += 1
-            terms = iter(
-                None if g is None else (g.double() * w.detach().double()).square()
-                for g, w in zip(found, weights, strict=True)
-            )
-            per_weight: list[list[Tensor | None]] = [
-                [None] * len(self.twins.weights[m]) for m in (0, 1)
-            ]
-            for side in per_weight:
-                for l in self.layers:
-                    side[l] = next(terms)
-            total += 0.5 * self.twins.row_sums(per_weight)
-        return total / self.probes
+            for (m, l), g in zip(places, found, strict=True):
+                if g is not None:
+                    g = g.movedim(twins.channel_axes[l], 0).to(torch.float64, copy=True)
+                    terms = g.mul_(twins.first(m, l)).square_()
+                    q[m, rows[l]] += 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
+        return q / self.probes
 
     def needed(self, closure: Closure | None) -> Closure:
         if closure is None:

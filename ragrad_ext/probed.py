@@ -139,14 +139,15 @@ class Probed(Refreshed):
         tensors = [t.tensor for t in probe.targets]
         device = self.twins.device
         size = self._size(probe)
-        up, random = gradients_at(closure, tensors, probe.directions, size, device)
+        found, random = gradients_at(closure, tensors, probe.directions, size, device)
+        up = probe.quadratic(found, self.twins)
         if self.product == "one-sided":
             if not random:
-                return probe.quadratic(up, self.twins) / size
+                return up / size
             self._turn_central()
-        down, _ = gradients_at(closure, tensors, probe.directions, -size, device)
-        both = probe.quadratic(up, self.twins) - probe.quadratic(down, self.twins)
-        return both / (2 * size)
+        del found  # before the other side needs its memory
+        found, _ = gradients_at(closure, tensors, probe.directions, -size, device)
+        return (up - probe.quadratic(found, self.twins)) / (2 * size)
 
     def _size(self, probe: Probe) -> float:
         """How far along v is moved."""

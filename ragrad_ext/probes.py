@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -43,12 +43,11 @@ class Probe:
     signs: Sequence[Tensor]
 
     @property
-    def directions(self) -> list[Tensor]:
-        """v, shaped like the targets."""
-        pairs = zip(self.targets, self.signs, strict=True)
-        if self.form == "diagonal":
-            return [z for _, z in pairs]
-        return [z * t.tensor.detach() for t, z in pairs]
+    def directions(self) -> Iterator[Tensor]:
+        """v, one after another, shaped like the targets and of their dtype."""
+        for t, z in zip(self.targets, self.signs, strict=True):
+            theta = t.tensor.detach()
+            yield z.to(theta.dtype) if self.form == "diagonal" else z * theta
 
     def quadratic(self, products: Sequence[Tensor | None], twins: Twins) -> Tensor:
         """q of every row from ``Hv``, or anything else that is linear in it: (2, rows) float64.
@@ -59,9 +58,12 @@ class Probe:
         rows = twins.layout.slices()
         for t, z, hv in zip(self.targets, self.signs, products, strict=True):
             if hv is not None:
-                theta = t.tensor.detach().double()
-                scale = theta.square() if self.form == "diagonal" else theta
-                terms = (z * scale * hv.double()).movedim(t.axis, 0)
+                theta = t.tensor.detach()
+                # one copy and then in place: a refresh should need little memory
+                terms = hv.to(torch.float64, copy=True).mul_(z).mul_(theta)
+                if self.form == "diagonal":
+                    terms.mul_(theta)
+                terms = terms.movedim(t.axis, 0)
                 q[t.m, rows[t.l]] += 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
         return q
 
@@ -85,5 +87,5 @@ def draw(targets: Sequence[Target], form: Form, seed: int, index: int) -> Probe:
         bits = torch.randint(
             0, 2, shape, generator=generators[device], device=device, dtype=torch.int8
         )
-        signs.append((2 * bits - 1).to(t.tensor.dtype))
+        signs.append(2 * bits - 1)
     return Probe(targets, form, signs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class DoubleBackward:
         if any(node.name().endswith("Error") for node in graph):
             raise RuntimeError("an operator is marked @once_differentiable")
 
-    def __call__(self, vectors: Sequence[Tensor]) -> Products:
+    def __call__(self, vectors: Iterable[Tensor]) -> Products:
         """``Hv``; None where the loss does not depend on a tensor."""
         curved = [
             (g, v)
@@ -51,7 +51,7 @@ class DoubleBackward:
 def gradients_at(
     closure: Closure,
     tensors: Sequence[Tensor],
-    directions: Sequence[Tensor],
+    directions: Iterable[Tensor],
     step: float,
     device: torch.device,
 ) -> tuple[Products, bool]:
@@ -62,9 +62,9 @@ def gradients_at(
     """
     saved = [t.detach().clone() for t in tensors]
     try:
-        for t, v, old in zip(tensors, directions, saved, strict=True):
+        for t, v in zip(tensors, directions, strict=True):
             # .data: the step's own graph holds these tensors and must not see them move
-            t.data.copy_(old + step * v)
+            t.data.add_(v, alpha=step)
         with undisturbed(device), torch.enable_grad():
             before = _random_state(device)
             loss = closure()

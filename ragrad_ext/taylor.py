@@ -138,7 +138,7 @@ class Fisher(Refreshed):
             rows = bucket.layout.slices()
             for l in self.layers:
                 for m, g in enumerate(bucket.twins(l) or ()):
-                    product = (g.double() * self.twins.first(m, l).double()).square()
+                    product = g.to(torch.float64, copy=True).mul_(self.twins.first(m, l)).square_()
                     q[m, rows[l]] = 0.5 * product.reshape(g.shape[0], -1).sum(1)
             self._add(q)
         return super().scores(bucket, sums)
