@@ -23,8 +23,8 @@ Closure = Callable[[], Tensor]
 class Effectiveness:
     """An estimator of Eq. 1. Here, and unless overridden, first order: ``E = -sum_j g_j theta_j``.
 
-    One optimizer step calls ``before_backward`` once per micro-batch, then ``check_ready``,
-    then ``scores``.
+    One optimizer step calls ``before_backward`` and ``after_backward`` once per micro-batch, then
+    ``check_ready``, then ``scores``.
     """
 
     def bind(self, twins: Twins) -> None:
@@ -38,6 +38,9 @@ class Effectiveness:
             loss: the scalar whose ``backward()`` comes next, without a loss scale.
             closure: computes the same loss anew, for estimators that ask for it.
         """
+
+    def after_backward(self, closure: Closure | None = None) -> None:
+        """The same micro-batch once its graph is gone, so that another forward finds the memory."""
 
     def check_ready(self) -> None:
         """Raise RuntimeError if this step lacks something that ``scores`` will need."""

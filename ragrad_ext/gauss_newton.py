@@ -51,7 +51,7 @@ class GaussNewtonBartlett(Refreshed):
         super().__init__(every=every, average=average, spread=spread, seed=seed)
         self.probes = check_probes(probes)
 
-    def measure(self, loss: Tensor, closure: Closure | None) -> Tensor:
+    def from_graph(self, loss: Tensor, closure: Closure | None) -> Tensor:
         sampled, twins = self.needed(closure), self.twins
         q = torch.zeros_like(self.q)
         places = [(m, l) for m in (0, 1) for l in self.layers]

@@ -75,11 +75,16 @@ class Probed(Refreshed):
             for l in self.layers
         ]
 
-    def measure(self, loss: Tensor, closure: Closure | None) -> Tensor:
-        targets = self.targets()
+    def from_graph(self, loss: Tensor, closure: Closure | None) -> Tensor | None:
         if self.product == "double":
-            return self._twice_differentiated(loss, targets)
-        closure = self.needed(closure)
+            return self._twice_differentiated(loss, self.targets())
+        self.needed(closure)
+        return None
+
+    def from_closure(self, closure: Closure) -> Tensor | None:
+        if self.product == "double":
+            return None
+        targets = self.targets()
         if self.product == "one-sided" and not _alone():
             self.product = "central"
         started = self.product

@@ -81,9 +81,16 @@ class Refreshed(Effectiveness):
         layers = range(len(self.twins.layout.channels))
         return layers[self.part :: self.spread] if self.part is not None else ()
 
-    def measure(self, loss: Tensor, closure: Closure | None) -> Tensor:
-        """q of one micro-batch, (2, rows) float64; only the rows of ``layers`` are read."""
-        raise NotImplementedError
+    def from_graph(self, loss: Tensor, closure: Closure | None) -> Tensor | None:
+        """q of one micro-batch, while its graph is alive: (2, rows) float64, or None if not now.
+
+        Only the rows of ``layers`` are read. A closure that will be needed is missed here.
+        """
+        return None
+
+    def from_closure(self, closure: Closure) -> Tensor | None:
+        """Likewise from the closure alone, when the graph is gone and its memory free."""
+        return None
 
     def complete(self, measured: Tensor, bucket: Bucket) -> Tensor:
         """The q of a step from the sum over its micro-batches, once its gradients are there."""
@@ -107,7 +114,12 @@ class Refreshed(Effectiveness):
         if self._pending is None:
             self._notice_change(loss)
         with self._unless_out_of_memory():
-            self._add(self.measure(loss, closure))
+            self._add(self.from_graph(loss, closure))
+
+    def after_backward(self, closure: Closure | None = None) -> None:
+        if self.due and self.layers and not self._given_up and closure is not None:
+            with self._unless_out_of_memory():
+                self._add(self.from_closure(closure))
 
     def check_ready(self) -> None:
         if self.due and self._pending is None and not self._given_up:
@@ -136,8 +148,9 @@ class Refreshed(Effectiveness):
             )
         return closure
 
-    def _add(self, q: Tensor) -> None:
-        self._pending = q if self._pending is None else self._pending + q
+    def _add(self, q: Tensor | None) -> None:
+        if q is not None:
+            self._pending = q if self._pending is None else self._pending + q
 
     @contextmanager
     def _unless_out_of_memory(self) -> Iterator[None]:

@@ -46,8 +46,11 @@ class Removal(Refreshed):
             raise ValueError(f"at_once={at_once} needs the model: Removal(model, at_once=...)")
         self.model, self.at_once = model, at_once
 
-    def measure(self, loss: Tensor, closure: Closure | None) -> Tensor:
-        closure, twins = self.needed(closure), self.twins
+    def from_graph(self, loss: Tensor, closure: Closure | None) -> None:
+        self.needed(closure)
+
+    def from_closure(self, closure: Closure) -> Tensor:
+        twins = self.twins
         axes, layers = twins.channel_axes, self.layers
         if self.model is None or self.at_once == 1:
             found = counterfactual(

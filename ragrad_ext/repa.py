@@ -118,6 +118,11 @@ class Repa:
         if self.kind != "sensitivity":
             self.effectiveness.before_backward(loss, closure)
 
+    def after_backward(self, closure: Closure | None = None) -> None:
+        """Likewise, once ``backward`` of that micro-batch is done."""
+        if self.kind != "sensitivity":
+            self.effectiveness.after_backward(closure)
+
     @property
     def _scope_parts(self) -> Sequence[int]:
         """How many rows Eq. 3 pools at a time."""

@@ -108,6 +108,7 @@ class RaGrad:
         """
         self.repa.before_backward(loss, closure)
         (loss if scaler is None else scaler.scale(loss)).backward(**kwargs)
+        self.repa.after_backward(closure)
 
     def correct_(self) -> Conflicts:
         """Observe the gradients in ``.grad`` and correct them in place. Once per optimizer step.

@@ -59,6 +59,7 @@ class TestByHand:
         loss = self.loss()
         repa.before_backward(loss, self.loss if closure else None)
         loss.backward()
+        repa.after_backward(self.loss if closure else None)
         return scores(estimator, *sides).tolist()
 
     def test_hutchinson_is_exact_here(self) -> None:
@@ -283,7 +284,7 @@ def test_no_double_backward_names_the_ways_out_and_finite_differences_are_one() 
     ):
         repa.before_backward(loss())
     estimator = FiniteDifference()
-    Repa([weight], [twin], effectiveness=estimator).before_backward(loss(), loss)
+    Repa([weight], [twin], effectiveness=estimator).after_backward(loss)
     assert estimator._pending is not None
     # Per weight L = (w + t)^4 / 48, h = (w + t)^2 / 4 = theta^2, the same between twins: z * Hz
     # is h (1 +- 1), and q = 1/2 sum h theta^2 (1 +- 1) has terms 0 or theta^4 = 1, 16

@@ -84,3 +84,30 @@ def test_the_default_step_moves_weights_of_any_dtype(dtype: torch.dtype) -> None
         ragrad.correct_()
         q = ragrad.repa.effectiveness.q  # type: ignore[attr-defined]
         assert q.flatten().tolist() == pytest.approx([0.625, 0.625], rel=0.03)
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_the_closure_runs_when_the_memory_of_the_graph_is_free(sides: int) -> None:
+    """Saved activations of the step are gone by then, so the peak is one graph, not two."""
+    model, ragrad = watched(FiniteDifference(sides=sides, every=1))
+    alive: list[int] = []
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+            alive.append(1)
+
+        def __del__(self) -> None:
+            alive.pop()
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        loss = loss_of(model)
+    found: list[int] = []
+
+    def closure() -> torch.Tensor:
+        found.append(len(alive))
+        return loss_of(model)
+
+    assert alive
+    ragrad.backward(loss, closure=closure)
+    assert found == [0] * sides

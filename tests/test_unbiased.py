@@ -81,6 +81,7 @@ def refreshed(estimator: Refreshed, model: Perceptron) -> Tensor:
     estimator._pending = None
     estimator.before_backward(loss, closure)
     loss.backward()
+    estimator.after_backward(closure)
     grads = tuple([w.grad for w in side] for side in model.weights)
     assert estimator._pending is not None
     layout = estimator.twins.layout
