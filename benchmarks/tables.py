@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import effectiveness_tables, kernel_tables, plots
+from . import effectiveness_plot, effectiveness_tables, kernel_tables, plots
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "kernels.svg"
+FRONTIER = ROOT / "docs" / "effectiveness.svg"
 PAGES = ("README.md", "docs/findings.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -152,6 +153,8 @@ def main() -> int:
                 page.write_text(new)
     if not check:
         plots.kernels(kernels(), PLOT)
+        if effectiveness_tables.of_networks(judged()):
+            effectiveness_plot.frontier(judged(), FRONTIER)
     if stale:
         print(f"{'stale' if check else 'rewritten'}: {', '.join(stale)}")
     return int(check and bool(stale))

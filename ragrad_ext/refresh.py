@@ -103,11 +103,12 @@ class Refreshed(Effectiveness):
     @property
     def whole(self) -> bool:
         """Whether every part has been measured."""
-        return len(self.measured) == self.spread
+        return self.measured >= set(range(self.spread))
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
         if not self.due or self._given_up:
             return
+        self._to(self.twins.device)
         if not self.layers:  # more parts than pairs
             self._add(torch.zeros_like(self.q))
             return
@@ -130,9 +131,10 @@ class Refreshed(Effectiveness):
             )
 
     def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
+        self._to(sums.dot.device)
         if self._pending is not None:
             with self._unless_out_of_memory():
-                self._take(self.complete(self._pending, bucket).to(sums.dot.device))
+                self._take(self.complete(self._pending, bucket))
         self._pending, self._given_up = None, False
         self.step += 1
         return self.estimate(bucket, sums)
@@ -147,6 +149,13 @@ class Refreshed(Effectiveness):
                 "RowQuadratic and GateQuadratic by double backward"
             )
         return closure
+
+    def _to(self, device: torch.device) -> None:
+        """Follow a model that was moved after it was paired."""
+        if self.q.device != device:
+            self.q, self.taken, self.dropped = (
+                t.to(device) for t in (self.q, self.taken, self.dropped)
+            )
 
     def _add(self, q: Tensor | None) -> None:
         if q is not None:
@@ -185,11 +194,7 @@ class Refreshed(Effectiveness):
         self._surroundings = now
 
     def _take(self, new: Tensor) -> None:
-        device = new.device
-        self.q, self.taken, self.dropped = (
-            t.to(device) for t in (self.q, self.taken, self.dropped)
-        )
-        here = torch.zeros(new.shape[1], dtype=torch.bool, device=device)
+        here = torch.zeros(new.shape[1], dtype=torch.bool, device=new.device)
         slices = self.twins.layout.slices()
         for l in self.layers:
             here[slices[l]] = True

@@ -17,8 +17,9 @@ from ragrad_ext.bucket import Bucket
 
 pytest.importorskip("torchvision")
 pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
 
-from benchmarks import effectiveness, effectiveness_tables
+from benchmarks import effectiveness, effectiveness_plot, effectiveness_tables
 from benchmarks.costs import cost, peak_bytes
 from benchmarks.estimators import DOUBLE_BACKWARD, ESTIMATORS, available
 from benchmarks.judge import agreement, chosen_rows, estimated
@@ -109,28 +110,50 @@ def check(rows: list[dict[str, Any]], networks: list[str]) -> None:
         assert abs(price["added_memory"]["FirstOrder"]) < 0.01
 
 
-def test_a_run_to_try_and_its_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rows = run(monkeypatch, tmp_path / "r.json", "small-batch")
-    check(rows, ["small-batch"])
-    assert effectiveness_tables.of_networks(rows) == []
-    for row in rows:
-        row["network"] = "large"
-    made = [
-        table(rows)
-        for table in (
-            effectiveness_tables.agreement,
-            effectiveness_tables.overlap,
-            effectiveness_tables.by_stage,
-            effectiveness_tables.price,
-        )
+def made_up() -> list[dict[str, Any]]:
+    """Two seeds of one network, two estimators, one of which a second network does not allow."""
+    rows: list[dict[str, Any]] = []
+    for network, names in (("one", ("Gate", "Twice")), ("two", ("Gate",))):
+        for name in names:
+            for seed in (0, 1):
+                rows.append({"network": network, "norm": "batch", "data": "flir", "seed": seed,
+                             "stage": "end", "epoch": 3, "removed": 20, "of": 320,
+                             "estimator": name, "spearman": 0.5 + 0.2 * seed,
+                             "top_overlap": 0.25})  # fmt: skip
+        rows.append({"network": network, "added_steps": dict.fromkeys(names, 1.5),
+                     "added_memory": dict.fromkeys(names, 0.25)})  # fmt: skip
+    return [*rows, {**rows[0], "network": "small-batch", "estimator": "elsewhere"}]
+
+
+def test_tables_of_networks() -> None:
+    rows = made_up()
+    assert effectiveness_tables.agreement(rows).splitlines()[2:] == [
+        "| Gate | 0.60 (0.50 to 0.70) | 0.60 (0.50 to 0.70) |",
+        "| Twice | 0.60 (0.50 to 0.70) |  |",
     ]
-    gate = [r["spearman"] for r in rows if r.get("estimator") == "Gate"]
-    assert f"| Gate | {sorted(gate)[1]:.2f} ({min(gate):.2f} to {max(gate):.2f}) |" in made[0]
-    assert "20 of 320" in made[2]
-    for text in made:
-        lines = text.splitlines()
-        assert len({line.count("|") for line in lines}) == 1
-        assert "Gate" in text
+    assert effectiveness_tables.overlap(rows).splitlines()[2] == "| Gate | 25 % | 25 % |"
+    assert effectiveness_tables.by_stage(rows).splitlines()[2:] == [
+        "| one | flir | end | 20 of 320 | 0.60 | 0.60 |",
+        "| two | flir | end | 20 of 320 | 0.60 |  |",
+    ]
+    assert effectiveness_tables.price(rows).splitlines()[2:] == [
+        "| Gate | +1.50 steps | +25 % | +1.50 steps | +25 % |",
+        "| Twice | +1.50 steps | +25 % |  |  |",
+    ]
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        effectiveness_plot.frontier(made_up(), tmp_path / f"{name}.svg")
+    one, other = ((tmp_path / f"{name}.svg").read_text() for name in ("a", "b"))
+    assert "</svg>" in one
+    assert one == other
+
+
+def test_the_frontier_leaves_out_what_a_cheaper_one_equals() -> None:
+    added = {"free": 0.05, "dear": 9.0, "poor": 0.05, "equal": 2.0, "best": 4.0}
+    scores = {"free": 0.8, "dear": 0.85, "poor": 0.7, "equal": 0.8, "best": 0.9}
+    assert effectiveness_plot.frontier_of(added, scores) == ["free", "best"]
 
 
 @pytest.mark.slow

@@ -86,6 +86,27 @@ def test_the_default_step_moves_weights_of_any_dtype(dtype: torch.dtype) -> None
         assert q.flatten().tolist() == pytest.approx([0.625, 0.625], rel=0.03)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize("form", ["diagonal", "weighted"])
+def test_the_step_is_a_share_of_the_weights(scale: float, form: str) -> None:
+    """Of their root mean square, sqrt((1 + 4 + 2) / 4), or of each weight itself."""
+    weight = nn.Parameter(scale * torch.tensor([[1.0, -2.0]]))
+    twin = nn.Parameter(scale * torch.tensor([[1.0, 1.0]]))
+    moved = []
+
+    def loss() -> torch.Tensor:
+        moved.append((weight.detach() - before).abs())
+        return weight.square().sum() + twin.square().sum()
+
+    before = weight.detach().clone()
+    estimator = FiniteDifference(step=0.25, form=form)  # type: ignore[arg-type]
+    RaGrad([weight], [twin], effectiveness=estimator).backward(loss(), closure=loss)
+    share = 1.75**0.5 if form == "diagonal" else before.abs() / scale
+    expected = (0.25 * scale * share * torch.ones(1, 2)).expand(2, 1, 2)
+    torch.testing.assert_close(torch.stack(moved[1:]), expected, rtol=1e-3, atol=0)
+    assert torch.equal(weight, before)
+
+
 @pytest.mark.parametrize("sides", [1, 2])
 def test_the_closure_runs_when_the_memory_of_the_graph_is_free(sides: int) -> None:
     """Saved activations of the step are gone by then, so the peak is one graph, not two."""

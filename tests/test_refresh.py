@@ -188,6 +188,20 @@ def test_a_model_that_changes_is_noticed_at_the_next_refresh() -> None:
     assert told.q[0, 0].item() == pytest.approx((0.9 * 3 + 4) / 1.9)
 
 
+def test_a_changed_model_is_first_order_until_all_parts_are_measured_anew() -> None:
+    told = Told(1.0, 2.0, 3.0, 4.0, every=2, spread=2)
+    model, ragrad = watched(told)
+    step(ragrad, model, 0)
+    step(ragrad, model, 0)
+    assert told.whole
+    model.rgb[1].eval()
+    with pytest.warns(UserWarning, match="the model has changed"):
+        step(ragrad, model, 0)
+    assert not told.whole
+    step(ragrad, model, 0)
+    assert told.whole
+
+
 def test_another_batch_size_or_a_teacher_is_no_change() -> None:
     told = Told(*range(1, 9), every=1)
     model, ragrad = watched(told)
