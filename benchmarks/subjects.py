@@ -223,9 +223,9 @@ NETWORKS: dict[str, Network] = {
     "resnet18-group": fused(
         "group", lambda: resnet18("group"), 512, Sizes(64, 2000, (0, 3, 6)), TRY
     ),
-    "vit": fused("layer", vit, 96, Sizes(64, 4000, (0, 4, 8)), TRY),
+    "vit": fused("layer", vit, 96, Sizes(64, 2000, (0, 3, 6)), TRY),
     "fasterrcnn": Network(
-        "frozen", Sizes(4, 200, (0, 3, 6)), Sizes(1, 4, (0, 1, 2)), faster_rcnn,
+        "frozen", Sizes(4, 120, (0, 3, 6)), Sizes(1, 4, (0, 1, 2)), faster_rcnn,
         double_backward=False,
     ),
 }  # fmt: skip
