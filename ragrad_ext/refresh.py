@@ -13,7 +13,7 @@ from torch import Tensor
 from .backends.contract import RowSums
 from .bucket import Bucket
 from .effectiveness import Closure, Effectiveness
-from .graph_change import surroundings
+from .graph_change import Surroundings, surroundings
 from .twins import Twins
 
 
@@ -60,7 +60,7 @@ class Refreshed(Effectiveness):
         self.taken = torch.zeros_like(self.q, dtype=torch.int64)
         self.dropped = torch.zeros((), dtype=torch.int64, device=twins.device)
         self.measured: set[int] = set()
-        self._surroundings: Any = None
+        self._surroundings: Surroundings | None = None
         self._pending: Tensor | None = None
         self._given_up = False
 
@@ -183,6 +183,8 @@ class Refreshed(Effectiveness):
     def _notice_change(self, loss: Tensor) -> None:
         """Start anew when other operators than at the last refresh stand around the weights."""
         now = surroundings(loss, self.twins)
+        if now is None:  # a loss of something else, a teacher's say
+            return
         if self._surroundings not in (None, now):
             warnings.warn(
                 f"the model has changed since {type(self).__name__} last measured: other operators "

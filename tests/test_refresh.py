@@ -210,6 +210,7 @@ def test_another_batch_size_or_a_teacher_is_no_change() -> None:
         warnings.simplefilter("error")
         for size in (8, 4):
             rgb, ir, label = batch(0, size)
+            ragrad.backward(teacher(torch.ones(1, 2)).sum())
             ragrad.backward(nn.functional.cross_entropy(model(rgb, ir), label))
             ragrad.backward(teacher(torch.ones(1, 2)).sum())
             ragrad.correct_()
