@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .backends.contract import RowSums
-from .bucket import Bucket
+from ..backends.contract import RowSums
+from ..bucket import Bucket
 from .effectiveness import Closure, Effectiveness
 from .gate_hooks import effect, hook
 from .gate_places import ABSENT, HIDDEN, Place, find_places

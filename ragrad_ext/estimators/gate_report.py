@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..twins import Twins
 from .gate_places import Place
-from .twins import Twins
 
 TITLES = {
     "gain": "behind a norm with statistics of the channel, -gain dL/dgain",

@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..twins import Twins
 from .activations import FUNCTIONS, HOMOGENEOUS, Function, function_of, output_of
 from .graph import Node, Users, saved, shape_of
-from .twins import Twins
 
 Kind = Literal["gain", "norm", "mixing", "activation", "row"]
 
