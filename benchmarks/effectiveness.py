@@ -1,159 +1,126 @@
 """How well does each estimator of effectiveness order the channels, against Eq. 1 itself?
 
-For a small two-stream classifier with BatchNorm, GroupNorm and no norm, at initialisation and
-after one and three epochs: every channel is really removed, and each estimator's scores for the
-same batch are compared with what the loss then did. Cost is what a refresh adds to a step, the
-median over steps timed in turn.
+For two-stream networks, at initialisation, in the middle and at the end of a short training:
+channels are really removed, and each estimator's scores for the same batch are compared with what
+the loss then did. Where all rows are too many for the time that a network is given, a random
+sample of them is removed; each result says how many of how many. Cost is what a refresh adds to a
+step, in time and in peak memory, all estimators in turn.
+
+Results are written after each network, so that what was measured is there if the rest is not.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
-from torch import Tensor, nn
 
-from ragrad_ext import (
-    Effectiveness,
-    FiniteDifference,
-    FirstOrder,
-    Fisher,
-    Gate,
-    Hutchinson,
-    RaGrad,
-    audit,
-)
+from ragrad_ext import RaGrad
 
-from . import crops, record
-from .classifier import Classifier
+from . import record
+from .costs import cost, timed
+from .estimators import available
+from .judge import agreement, chosen_rows
+from .subjects import NETWORKS, Data, Network, Subject
 
-ESTIMATORS: dict[str, Callable[[], Effectiveness]] = {
-    "Hutchinson, 1 probe": lambda: Hutchinson(1, every=1),
-    "Hutchinson, 16 probes": lambda: Hutchinson(16, every=1),
-    "FiniteDifference, 1 probe": lambda: FiniteDifference(1, every=1),
-    "FiniteDifference, 1 probe, step 0.01": lambda: FiniteDifference(1, every=1, step=0.01),
-    "FiniteDifference, 16 probes": lambda: FiniteDifference(16, every=1),
-    "Fisher": lambda: Fisher(every=1),
-    "FirstOrder": FirstOrder,
-    "Gate": Gate,
-}
-STAGES = (0, 1, 3)  # epochs trained before the channels are removed
-TOP = 0.2
+STAGES = ("initialisation", "middle", "end")
+FEWEST_ROWS = 100  # a rank correlation of fewer says little
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/effectiveness.json"))
-    parser.add_argument("--crops", type=Path, help="flir_crops.npz; generated crops besides")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--crops", type=Path, help="flir_crops.npz; generated crops without")
+    parser.add_argument("--pairs", type=Path, help="folder of image pairs; generated ones without")
+    parser.add_argument("--labels", help="which labels of that folder")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=128, help="in the batch that is audited")
-    parser.add_argument("--train", type=int, default=4000, help="crops that are trained on")
+    parser.add_argument("--rows", type=int, default=800, help="at most, that are removed")
+    parser.add_argument("--minutes", type=float, default=30, help="at most, of removing, a network")
+    parser.add_argument("--repeats", type=int, default=5, help="of each step that is timed")
+    parser.add_argument(
+        "--quick", action="store_true", help="a run to see that it works, no result"
+    )
     args = parser.parse_args()
+    if args.quick:
+        args.seeds, args.rows, args.repeats = 1, 20, 1
     rows: list[dict[str, Any]] = []
-    for data in ("generated", "flir") if args.crops else ("generated",):
-        for norm in ("batch", "group", "none"):
-            for seed in range(args.seeds):
-                rows += run(data, norm, seed, args)
-                print(f"{data}, {norm}, seed {seed}: done", flush=True)
-    rows += [cost(norm, args.images) for norm in ("batch", "group", "none")]
-    record.write(args.json, "benchmarks.effectiveness", rows)
+    for name in args.networks:
+        start = time.monotonic()
+        rows += measured(name, args)
+        record.write(args.json, "benchmarks.effectiveness", rows)
+        print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     print(f"written to {args.json}")
 
 
-def run(data: str, norm: str, seed: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Train one classifier and audit it at every stage."""
-    n = args.train + args.images
-    images, labels = crops.flir(args.crops, n, seed) if data == "flir" else crops.generated(n, seed)
-    held_out = images[: args.images], labels[: args.images]
-    model = Classifier(norm, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for epoch in range(max(STAGES) + 1):
-        if epoch in STAGES:
-            for name, scores in agreement(model, *held_out).items():
-                yield {"data": data, "norm": norm, "seed": seed, "epoch": epoch,
-                       "estimator": name, **scores}  # fmt: skip
-        order = torch.randperm(args.train, generator=torch.Generator().manual_seed(epoch))
-        for batch in (order + args.images).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimizer.step()
+def measured(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows of one network: generated and real crops where both can be had."""
+    network = NETWORKS[name]
+    datas = [Data(args.crops, args.pairs, args.labels)]
+    if name.startswith("small") and args.crops is not None:
+        datas.insert(0, Data())
+    for data in datas:
+        for seed in range(args.seeds):
+            yield from judged(name, network, seed, data, args)
+    yield costs(name, network, datas[-1], args)
 
 
-def agreement(model: Classifier, image: Tensor, label: Tensor) -> dict[str, dict[str, float]]:
-    """Spearman's rank correlation and top-20 % overlap with Eq. 1, over all rows."""
-
-    def loss() -> Tensor:
-        return nn.functional.cross_entropy(model(image), label)
-
-    pairs = RaGrad(model.rgb, model.ir).pairs
-    removed = audit.counterfactual(loss, pairs.rgb, pairs.ir, progress=False)
-    truth = torch.cat([*removed.rgb, *removed.ir])
-    found = {}
-    for name, make in ESTIMATORS.items():
-        estimate = estimated(model, make(), loss)
-        top = [set(x.topk(round(TOP * len(x))).indices.tolist()) for x in (truth, estimate)]
-        found[name] = {
-            "spearman": float(spearmanr(truth, estimate).statistic),
-            "top_overlap": len(top[0] & top[1]) / len(top[0]),
-        }
-    return found
-
-
-def estimated(model: Classifier, estimator: Effectiveness, loss: Callable[[], Tensor]) -> Tensor:
-    """E of every row of both streams, (2 rows,), by one step that is not taken."""
-    buffers = [b.clone() for b in model.buffers()]
-    ragrad = RaGrad(model.rgb, model.ir, effectiveness=estimator)
-    model.zero_grad()
-    ragrad.backward(loss(), closure=loss)
-    ragrad.correct_()
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    assert ragrad.repa.effect is not None
-    return ragrad.repa.effect.flatten()
+def judged(
+    name: str, network: Network, seed: int, data: Data, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Train one network and judge every estimator at every stage."""
+    subject, estimators = made(network, seed, data, args)
+    mask = chosen_rows(subject, affordable(subject, args), seed)
+    epoch = 0
+    for stage, until in zip(STAGES, sizes(network, args).epochs, strict=True):
+        while epoch < until:
+            subject.train()
+            epoch += 1
+        start = time.monotonic()
+        for estimator, scores in agreement(subject, estimators, mask).items():
+            yield {"network": name, "norm": network.norm, "data": subject.data, "seed": seed,
+                   "stage": stage, "epoch": epoch, "removed": int(mask.sum()), "of": mask.numel(),
+                   "estimator": estimator, **scores}  # fmt: skip
+        print(f"{name}, {subject.data}, seed {seed}, {stage}: {mask.sum()} of {mask.numel()} rows, "
+              f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
 
 
-def cost(norm: str, images: int, repeats: int = 15) -> dict[str, Any]:
-    """What a refresh adds to a step, in steps: (step with it - step with FirstOrder) / plain step.
-
-    A step is forward, backward and correction; FirstOrder needs nothing beyond what these do.
-    """
-    model = Classifier(norm, 0)
-    image, label = crops.generated(images, 0)
-
-    def loss() -> Tensor:
-        return nn.functional.cross_entropy(model(image), label)
-
-    def plain() -> None:
-        model.zero_grad()
-        loss().backward()
-
-    def step(ragrad: RaGrad) -> None:
-        model.zero_grad()
-        ragrad.backward(loss(), closure=loss)
-        ragrad.correct_()
-
-    free = RaGrad(model.rgb, model.ir, effectiveness=FirstOrder())
-    added = {}
-    for name, make in ESTIMATORS.items():
-        ragrad = RaGrad(model.rgb, model.ir, effectiveness=make())
-        samples = []
-        for _ in range(repeats):
-            base, without = timed(plain), timed(lambda: step(free))
-            samples.append((timed(lambda ragrad=ragrad: step(ragrad)) - without) / base)  # type: ignore[misc]
-        added[name] = statistics.median(samples)
-    return {"norm": norm, "images": images, "added_steps": added}
+def costs(name: str, network: Network, data: Data, args: argparse.Namespace) -> dict[str, Any]:
+    subject, estimators = made(network, 0, data, args)
+    images = sizes(network, args).images
+    found = cost(subject, estimators, args.repeats)
+    return {"network": name, "norm": network.norm, "images": images, **found}
 
 
-def timed(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def made(
+    network: Network, seed: int, data: Data, args: argparse.Namespace
+) -> tuple[Subject, dict[str, Any]]:
+    """A fresh network, and the estimators that it allows."""
+    torch.manual_seed(seed)
+    subject = network.make(seed, sizes(network, args), data)
+    return subject, available(
+        double_backward=network.double_backward,
+        likelihood=subject.sampled is not None,
+        quick=args.quick,
+    )
+
+
+def sizes(network: Network, args: argparse.Namespace) -> Any:
+    return network.quick if args.quick else network.sizes
+
+
+def affordable(subject: Subject, args: argparse.Namespace) -> int:
+    """Rows that can be removed in the time there is for one network, seed and stage."""
+    rows = 2 * RaGrad(subject.rgb, subject.ir).repa.layout.rows
+    with torch.no_grad():
+        subject.loss()
+        forward = timed(subject.loss)
+    seconds = 60 * args.minutes / (args.seeds * len(STAGES))
+    return min(rows, args.rows, max(FEWEST_ROWS, int(seconds / forward)))
 
 
 if __name__ == "__main__":

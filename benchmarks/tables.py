@@ -16,18 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import kernel_tables, plots
+from . import effectiveness_plot, effectiveness_tables, kernel_tables, plots
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "kernels.svg"
+FRONTIER = ROOT / "docs" / "effectiveness.svg"
 PAGES = ("README.md", "docs/findings.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def effectiveness() -> str:
     """Median Spearman correlation over data, seeds and stages, and the cost, per estimator."""
-    rows = load("effectiveness")["rows"]
+    rows = [r for r in judged() if effectiveness_tables.is_small(r)]
     scores = [r for r in rows if "spearman" in r]
     costs = {r["norm"]: r["added_steps"] for r in rows if "added_steps" in r}
     norms = list(costs)
@@ -47,7 +48,8 @@ def effectiveness() -> str:
 
 def effectiveness_by_stage() -> str:
     """Median Spearman correlation over seeds: data and norm down, estimators across, by epoch."""
-    scores = [r for r in load("effectiveness")["rows"] if "spearman" in r]
+    small = [r for r in judged() if effectiveness_tables.is_small(r)]
+    scores = [r for r in small if "spearman" in r]
     names = list(dict.fromkeys(r["estimator"] for r in scores))
     lines = ["| crops | norm | epoch | " + " | ".join(names) + " |"]
     lines.append("| --- " * (3 + len(names)) + "|")
@@ -57,6 +59,19 @@ def effectiveness_by_stage() -> str:
             statistics.median(r["spearman"] for r in group if r["estimator"] == n) for n in names
         ]
         lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {' | '.join(map(two, medians))} |")
+    return "\n".join(lines)
+
+
+def gates() -> str:
+    """Median Spearman correlation over seeds: what follows a row, by the place of its gate."""
+    rows = load("gates")["rows"]
+    names = ["row", "gain", "norm", "activation", "Gate"]
+    lines = ["| behind the row | epochs | " + " | ".join(names) + " |"]
+    lines.append("| --- " * (2 + len(names)) + "|")
+    for kind, epochs in dict.fromkeys((r["kind"], r["epochs"]) for r in rows):
+        group = [r["spearman"] for r in rows if (r["kind"], r["epochs"]) == (kind, epochs)]
+        medians = [two(statistics.median(scores[n] for scores in group)) for n in names]
+        lines.append(f"| {kind} | {epochs} | {' | '.join(medians)} |")
     return "\n".join(lines)
 
 
@@ -95,6 +110,11 @@ def msrs() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "effectiveness": effectiveness,
     "effectiveness-by-stage": effectiveness_by_stage,
+    "gates": gates,
+    "effectiveness-networks": lambda: effectiveness_tables.agreement(judged()),
+    "effectiveness-overlap": lambda: effectiveness_tables.overlap(judged()),
+    "effectiveness-stages": lambda: effectiveness_tables.by_stage(judged()),
+    "effectiveness-price": lambda: effectiveness_tables.price(judged()),
     "degraded": degraded,
     "msrs": msrs,
     "kernels": lambda: kernel_tables.contestants(kernels()),
@@ -102,6 +122,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels-growth": lambda: kernel_tables.growth(kernels()),
     "kernels-host": lambda: kernel_tables.host(kernels()),
 }
+
+
+def judged() -> list[dict[str, Any]]:
+    return list(load("effectiveness")["rows"])
 
 
 def kernels() -> list[dict[str, Any]]:
@@ -143,6 +167,8 @@ def main() -> int:
                 page.write_text(new)
     if not check:
         plots.kernels(kernels(), PLOT)
+        if effectiveness_tables.of_networks(judged()):
+            effectiveness_plot.frontier(judged(), FRONTIER)
     if stale:
         print(f"{'stale' if check else 'rewritten'}: {', '.join(stale)}")
     return int(check and bool(stale))

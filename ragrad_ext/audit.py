@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .replay import undisturbed
+from .estimators.replay import undisturbed
 from .twins import Twins
 
 
@@ -27,6 +27,7 @@ def counterfactual(
     *,
     channel_axes: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
+    rows: Tensor | None = None,
     progress: bool = True,
 ) -> Counterfactual:
     """``E = L(theta without channel i) - L(theta)`` for every output channel (Eq. 1).
@@ -40,6 +41,7 @@ def counterfactual(
         weights_rgb, weights_ir: L twin weights, as for `Repa`.
         channel_axes: the output channel axis of each pair, default 0.
         layers: the pairs to audit, default all; the others get nan.
+        rows: (2, rows) bool, rgb first: the rows of those pairs to audit, default all.
         progress: show a bar (needs tqdm, which the extra ``[detection]`` brings).
     """
     twins = Twins.of(weights_rgb, weights_ir, channel_axes)
@@ -48,14 +50,21 @@ def counterfactual(
         [torch.full((c,), torch.nan, dtype=torch.float64) for c in twins.layout.channels]
         for _ in range(2)
     )
-    rows = [(m, l, i) for m in (0, 1) for l in chosen for i in range(twins.layout.channels[l])]
+    bounds = twins.layout.slices()
+    removed = [
+        (m, l, i)
+        for m in (0, 1)
+        for l in chosen
+        for i in range(twins.layout.channels[l])
+        if rows is None or rows[m, bounds[l]][i]
+    ]
 
     def loss() -> float:
         with undisturbed(twins.device):
             return float(closure())
 
     whole = loss()
-    for m, l, i in _with_bar(rows) if progress else rows:
+    for m, l, i in _with_bar(removed) if progress else removed:
         row = twins.weights[m][l].data.movedim(twins.channel_axes[l], 0)[i]
         saved = row.clone()
         try:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .backends import Backend, History
 from .bucket import Bucket, Buckets, Layout
-from .effectiveness import Closure, Effectiveness
-from .gate import Gate
+from .estimators.effectiveness import Closure, Effectiveness
+from .estimators.gate import Gate
 from .reliability import Reliability
 from .twins import Twins
 
@@ -117,6 +117,11 @@ class Repa:
         """Show a micro-batch's loss to the estimator of effectiveness, if it is used at all."""
         if self.kind != "sensitivity":
             self.effectiveness.before_backward(loss, closure)
+
+    def after_backward(self, closure: Closure | None = None) -> None:
+        """Likewise, once ``backward`` of that micro-batch is done."""
+        if self.kind != "sensitivity":
+            self.effectiveness.after_backward(closure)
 
     @property
     def _scope_parts(self) -> Sequence[int]:

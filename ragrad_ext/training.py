@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from .backends import select
 from .conflicts import Conflicts
 from .correct import check_options, correct_
-from .effectiveness import Closure, Effectiveness
+from .estimators.effectiveness import Closure, Effectiveness
+from .estimators.gate import Gate
 from .forward_watch import ForwardWatch
-from .gate import Gate
 from .pairing import Pairs, pair_parameters
 from .repa import HistoryKind, Kind, Repa, Scope
 from .rgcr import Identify, Resolve
@@ -101,12 +101,14 @@ class RaGrad:
 
         Args:
             loss: the scalar loss of this micro-batch, not scaled by a GradScaler.
-            closure: computes the same loss anew; only `FiniteDifference` asks for it.
+            closure: computes the same loss anew, for estimators that move or remove weights
+                (`FiniteDifference`, `Removal`, ...); `GaussNewtonBartlett` wants another.
             scaler: if given, ``scaler.scale(loss)`` is what is differentiated.
             kwargs: passed to ``Tensor.backward``.
         """
         self.repa.before_backward(loss, closure)
         (loss if scaler is None else scaler.scale(loss)).backward(**kwargs)
+        self.repa.after_backward(closure)
 
     def correct_(self) -> Conflicts:
         """Observe the gradients in ``.grad`` and correct them in place. Once per optimizer step.

@@ -65,14 +65,3 @@ class Twins:
     def first(self, m: int, l: int) -> Tensor:
         """Weight l of modality m with its channel axis first, detached: (C_l, ...)."""
         return self.weights[m][l].detach().movedim(self.channel_axes[l], 0)
-
-    def row_sums(self, per_weight: Sequence[Sequence[Tensor | None]]) -> Tensor:
-        """Sum tensors shaped like the weights over their rows: (2, rows) float64; None gives 0."""
-        out = torch.zeros(2, self.layout.rows, dtype=torch.float64, device=self.device)
-        for m, side in enumerate(per_weight):
-            for l, rows in enumerate(self.layout.slices()):
-                x = side[l]
-                if x is not None:
-                    x = x.movedim(self.channel_axes[l], 0)
-                    out[m, rows] = x.reshape(x.shape[0], -1).sum(1, dtype=torch.float64)
-        return out

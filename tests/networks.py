@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ragrad_ext import Effectiveness, RaGrad
+
 
 def stream(norm: str, dropout: float, activation: type[nn.Module]) -> nn.Sequential:
     def normalise(channels: int) -> nn.Module:
@@ -49,3 +51,18 @@ def batch(seed: int = 0, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 def loss_of(model: nn.Module, seed: int = 0) -> Tensor:
     rgb, ir, label = batch(seed)
     return nn.functional.cross_entropy(model(rgb, ir), label)
+
+
+def step(ragrad: RaGrad, model: nn.Module, *micro_batches: int) -> Tensor:
+    """One step without the optimizer's: E, (2, rows)."""
+    model.zero_grad()
+    for t in micro_batches:
+        ragrad.backward(loss_of(model, t), closure=lambda t=t: loss_of(model, t))  # type: ignore[misc]
+    ragrad.correct_()
+    assert ragrad.repa.effect is not None
+    return ragrad.repa.effect
+
+
+def watched(estimator: Effectiveness, **options: object) -> tuple[TwoStream, RaGrad]:
+    model = TwoStream(**options)  # type: ignore[arg-type]
+    return model, RaGrad(model.rgb, model.ir, effectiveness=estimator)

@@ -75,6 +75,15 @@ def test_chosen_layers_and_other_axes() -> None:
     assert out.ir[1].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_chosen_rows() -> None:
+    rgb, ir = [torch.ones(2, 3), torch.ones(2, 3)], [torch.ones(2, 3), torch.ones(2, 3)]
+    rows = torch.tensor([[True, False, False, True], [False, False, True, False]])
+    out = counterfactual(lambda: rgb[1].sum() + ir[1].sum(), rgb, ir, rows=rows, progress=False)
+    flat = torch.stack([torch.cat(side) for side in out])
+    assert torch.equal(flat.isnan(), ~rows)
+    assert flat[rows].tolist() == [0.0, -3.0, -3.0]
+
+
 def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     counterfactual(lambda: torch.zeros(()), [torch.ones(2, 1)], [torch.ones(2, 1)])

@@ -15,9 +15,12 @@ from ragrad_ext import (
     FirstOrder,
     Fisher,
     Gate,
+    GateQuadratic,
     Hutchinson,
     RaGrad,
+    Removal,
     Repa,
+    RowQuadratic,
     correct_,
 )
 from ragrad_ext.backends import BACKENDS, RowSums
@@ -56,6 +59,7 @@ class TestByHand:
         loss = self.loss()
         repa.before_backward(loss, self.loss if closure else None)
         loss.backward()
+        repa.after_backward(self.loss if closure else None)
         return scores(estimator, *sides).tolist()
 
     def test_hutchinson_is_exact_here(self) -> None:
@@ -84,49 +88,14 @@ class TestByHand:
         assert self.estimate(Fisher())[0] == [13.5, 3.625]
 
 
-def exact_curvature(model: TwoStream) -> Tensor:
-    """1/2 sum_j h_j theta_j^2 per row from the exact Hessian diagonal, column by column."""
-    pairs = RaGrad(model.rgb, model.ir).pairs
-    q = []
-    for side in (pairs.rgb, pairs.ir):
-        rows = []
-        for w in side:
-            (g,) = torch.autograd.grad(loss_of(model), w, create_graph=True)
-            diagonal = torch.stack(
-                [
-                    torch.autograd.grad(g.flatten()[j], w, retain_graph=True)[0].flatten()[j]
-                    for j in range(w.numel())
-                ]
-            ).view_as(w)
-            rows.append(0.5 * (diagonal * w.detach().square()).flatten(1).sum(1))
-        q.append(torch.cat(rows))
-    return torch.stack(q).double().detach()
-
-
-@pytest.mark.parametrize("estimator", [Hutchinson(), FiniteDifference(step=1e-2)])
-def test_probes_converge_to_the_exact_diagonal(estimator: Hutchinson | FiniteDifference) -> None:
-    """The mean of n draws lies within a few standard errors of the truth."""
-    model = TwoStream("group", activation=nn.Tanh)  # no kinks: differences would see them
-    exact = exact_curvature(model)
-    pairs = RaGrad(model.rgb, model.ir).pairs
-    Repa(pairs.rgb, pairs.ir, effectiveness=estimator)
-    draws = []
-    for _ in range(300):
-        estimator._pending = None
-        estimator.before_backward(loss_of(model), lambda: loss_of(model))
-        assert estimator._pending is not None
-        draws.append(estimator._pending)
-    samples = torch.stack(draws)
-    error = samples.std(0) / len(draws) ** 0.5
-    z = (samples.mean(0) - exact) / error
-    assert z.abs().max() < 4.5  # 28 rows, two-sided: p < 2e-4 by chance, and the seed is fixed
-    assert z.square().mean() < 2  # 1 in expectation
-
-
 def refreshing() -> list[Callable[[], Effectiveness]]:
     return [
         lambda: Hutchinson(probes=2, every=1),
         lambda: FiniteDifference(probes=2, every=1),
+        lambda: RowQuadratic(probes=2, every=1, product="central"),
+        lambda: GateQuadratic(probes=2, every=1),
+        lambda: GateQuadratic(probes=2, every=1, product="central"),
+        lambda: Removal(every=1),
         lambda: Fisher(every=1),
         Gate,
     ]
@@ -172,6 +141,10 @@ def test_a_refresh_leaves_the_step_as_it_would_have_been(
     [
         lambda: Hutchinson(every=2, average=0.9, seed=3),
         lambda: FiniteDifference(every=2, average=0.9, seed=3),
+        lambda: FiniteDifference(sides=1, every=2, spread=2, average=0.9, seed=3),
+        lambda: RowQuadratic(every=2, average=0.9, spread=2, seed=3),
+        lambda: GateQuadratic(every=2, average=0.9, product="one-sided"),
+        lambda: Removal(every=2, average=0.9),
         lambda: Fisher(every=2),
         Gate,
     ],
@@ -206,7 +179,7 @@ def test_a_resumed_training_continues_bit_for_bit(make: Callable[[], Effectivene
 
 def test_curvature_sums_over_micro_batches_as_the_gradient_does() -> None:
     model = TwoStream("group")
-    estimator = Hutchinson(probes=400, every=1)
+    estimator = Hutchinson(probes=4, every=1)
     ragrad = RaGrad(model.rgb, model.ir, effectiveness=estimator)
     singles = []
     for t in (0, 1):
@@ -236,7 +209,9 @@ def test_between_refreshes_q_is_held_then_averaged() -> None:
         history.append(estimator.q.clone())
     assert torch.equal(history[0], history[1])
     assert torch.equal(history[1], history[2])
-    assert torch.equal(history[3], 0.75 * history[2] + 0.25 * new)
+    # As Adam's moments: weights 0.25 and 0.75 * 0.25 of the newer and the older, over their sum
+    share = 0.25 / (1 - 0.75**2)
+    torch.testing.assert_close(history[3], (1 - share) * history[2] + share * new)
 
 
 def test_non_finite_curvature_is_dropped_and_counted() -> None:
@@ -279,7 +254,7 @@ def test_out_of_memory_is_not_called_a_missing_derivative(monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(torch.autograd, "grad", full)
-    with pytest.raises(torch.OutOfMemoryError, match=r"^no memory left$"):
+    with pytest.warns(UserWarning, match=r"Hutchinson ran out of memory.*no memory left"):
         ragrad.backward(loss)
 
 
@@ -309,7 +284,7 @@ def test_no_double_backward_names_the_ways_out_and_finite_differences_are_one() 
     ):
         repa.before_backward(loss())
     estimator = FiniteDifference()
-    Repa([weight], [twin], effectiveness=estimator).before_backward(loss(), loss)
+    Repa([weight], [twin], effectiveness=estimator).after_backward(loss)
     assert estimator._pending is not None
     # Per weight L = (w + t)^4 / 48, h = (w + t)^2 / 4 = theta^2, the same between twins: z * Hz
     # is h (1 +- 1), and q = 1/2 sum h theta^2 (1 +- 1) has terms 0 or theta^4 = 1, 16

@@ -123,7 +123,7 @@ def test_found_under_autocast() -> None:
         assert found(lambda: Stream(nn.BatchNorm2d(4)))
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", "none"])
 def test_the_gate_is_the_slope_of_the_loss_in_a_switch_on_each_row(norm: str) -> None:
     """E = -dL/da_i with a_i = 1 on the row's output; behind the norm, less its bias."""
     model = TwoStream(norm)
@@ -139,7 +139,7 @@ def test_the_gate_is_the_slope_of_the_loss_in_a_switch_on_each_row(norm: str) ->
 
     at = nn.BatchNorm2d if norm == "batch" else nn.Conv2d
     handles = [m.register_forward_hook(switch) for m in model.modules() if isinstance(m, at)]
-    if norm == "group":  # a convolution's bias belongs to the output, not to the row
+    if norm == "none":  # a convolution's bias belongs to the output, not to the row
         for m in model.modules():
             if isinstance(m, nn.Conv2d):
                 m.bias = None

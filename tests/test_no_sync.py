@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ragrad_ext import FirstOrder, Fisher, Gate, Hutchinson, RaGrad, Reliability, correct_
-from ragrad_ext.effectiveness import Effectiveness
+from ragrad_ext.estimators.effectiveness import Effectiveness
 
 from . import cases
 from .networks import TwoStream, loss_of

@@ -58,7 +58,10 @@ def make_model(settings: Settings, classes: int) -> nn.Module:
 
 def make_ragrad(model: Any, settings: Settings) -> ragrad_ext.RaGrad:
     """RaGrad on the model's two streams, as `settings` asks."""
-    probes = {"every": settings.every, "seed": derive_seed(settings.seed, METHOD) % 2**31}
+    probes: dict[str, Any] = {
+        "every": settings.every,
+        "seed": derive_seed(settings.seed, METHOD) % 2**31,
+    }
     effectiveness = {
         "gate": lambda: ragrad_ext.Gate(),
         "hutchinson": lambda: ragrad_ext.Hutchinson(**probes),

@@ -1,7 +1,9 @@
 """Effectiveness, Eq. 1: what the loss would lose without a channel. The interface of estimators.
 
-First order is `FirstOrder` or, behind a normalisation, `Gate` (gate.py); second order, Eq. 2, is
-`Hutchinson`, `FiniteDifference` or `Fisher` (taylor.py).
+First order is `FirstOrder` or, behind a normalisation, `Gate` (gate.py). Second order is measured
+on some steps and held between (refresh.py): Eq. 2 by `Hutchinson`, `FiniteDifference` or `Fisher`,
+whole rows by `RowQuadratic` (taylor.py), gates by `GateQuadratic`, Gauss-Newton's diagonal by
+`GaussNewtonBartlett`. `Removal` is Eq. 1 itself.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .backends.contract import RowSums
-from .bucket import Bucket
-from .twins import Twins
+from ..backends.contract import RowSums
+from ..bucket import Bucket
+from ..twins import Twins
 
 Closure = Callable[[], Tensor]
 
@@ -21,8 +23,8 @@ Closure = Callable[[], Tensor]
 class Effectiveness:
     """An estimator of Eq. 1. Here, and unless overridden, first order: ``E = -sum_j g_j theta_j``.
 
-    One optimizer step calls ``before_backward`` once per micro-batch, then ``check_ready``,
-    then ``scores``.
+    One optimizer step calls ``before_backward`` and ``after_backward`` once per micro-batch, then
+    ``check_ready``, then ``scores``.
     """
 
     def bind(self, twins: Twins) -> None:
@@ -36,6 +38,9 @@ class Effectiveness:
             loss: the scalar whose ``backward()`` comes next, without a loss scale.
             closure: computes the same loss anew, for estimators that ask for it.
         """
+
+    def after_backward(self, closure: Closure | None = None) -> None:
+        """The same micro-batch once its graph is gone, so that another forward finds the memory."""
 
     def check_ready(self) -> None:
         """Raise RuntimeError if this step lacks something that ``scores`` will need."""

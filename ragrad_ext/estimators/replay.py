@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+def same_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Put torch's random state (CPU and ``device``) back at the end of a ``with`` block."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 @contextmanager
@@ -31,7 +36,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
     handle = register_module_forward_pre_hook(remember)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with same_randomness(device):
             yield
     finally:
         handle.remove()

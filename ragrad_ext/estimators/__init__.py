@@ -1,0 +1,1 @@
+"""Eq. 1 estimated: what the loss would lose without a channel."""
