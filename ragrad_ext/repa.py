@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .backends import Backend, History
+from .backends import Backend, History, Sensitivity
 from .bucket import Bucket, Buckets, Layout
 from .estimators.effectiveness import Closure, Effectiveness
 from .estimators.gate import Gate
@@ -97,20 +97,17 @@ class Repa:
             self.effectiveness.check_ready()
         self._to(bucket.device)
         sums = backend.observe_(bucket, self._weights_to_read(), self._history())
-        seen = sums.observed
-
-        deviation = torch.where(self._steps > 0, sums.deviation, 0.0)  # none without a history
-        moved = self.alpha * self._sensitivity + (1 - self.alpha) * deviation  # Eq. 4
-        self._sensitivity = torch.where(seen, moved, self._sensitivity)
-        self._steps += seen
-
-        r = torch.ones_like(self._sensitivity)
         if self.kind != "sensitivity":
             self.effect = self.effectiveness.scores(bucket, sums)
-            r *= normalise(self.effect, seen, self._scope_parts)
-        if self.kind != "effectiveness":
-            r *= normalise(self._sensitivity, seen, self._scope_parts)  # Eq. 5
-        self.reliability = Reliability.flat(r.float(), self.layout)
+        r = backend.rate_(
+            bucket,
+            sums,
+            self.effect,
+            Sensitivity(self._sensitivity, self._steps, self.alpha),
+            self._groups,
+            by_sensitivity=self.kind != "effectiveness",
+        )
+        self.reliability = Reliability.flat(r, self.layout)
         return self.reliability.values, sums.twin_dots
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
@@ -124,7 +121,7 @@ class Repa:
             self.effectiveness.after_backward(closure)
 
     @property
-    def _scope_parts(self) -> Sequence[int]:
+    def _groups(self) -> Sequence[int]:
         """How many rows Eq. 3 pools at a time."""
         return (self.layout.rows,) if self.scope == "model" else self.layout.channels
 
@@ -198,35 +195,6 @@ class Repa:
             "history_dtype": str(self.history_dtype),
             "effectiveness": type(self.effectiveness).__name__,
         }
-
-
-def normalise(x: Tensor, observed: Tensor, parts: Sequence[int]) -> Tensor:
-    """Eq. 3: ``sigmoid((x - mean) / std)``, population std, over groups of consecutive rows.
-
-    Args:
-        x: (2, rows) float64; both modalities of a group are pooled.
-        observed: (2, rows) bool. Other rows, and values that are not finite, stay out of the
-            moments and get 1/2.
-        parts: the sizes of the groups.
-
-    Returns:
-        (2, rows) in [0, 1]; 1/2 where the group has no spread: a std below a few float32 ulps of
-        its largest magnitude. This guard is relative, so the scale of x never matters.
-    """
-    known = observed & x.isfinite()
-    groups = zip(x.split(list(parts), 1), known.split(list(parts), 1), strict=True)
-    return torch.cat([_normalise(*group) for group in groups], 1) if parts else x
-
-
-def _normalise(x: Tensor, known: Tensor) -> Tensor:
-    if x.numel() == 0:
-        return x
-    n = known.sum()
-    x = torch.where(known, x, 0.0)
-    deviation = torch.where(known, x - x.sum() / n, 0.0)
-    std = (deviation.square().sum() / n).sqrt()
-    spread = std > 4 * torch.finfo(torch.float32).eps * x.abs().max()
-    return torch.sigmoid(torch.where(spread, deviation / std, 0.0))  # nan > 0 is False
 
 
 def _check_options(

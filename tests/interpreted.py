@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-KERNELS = ("triton_rows", "triton_correct", "triton_observe")
+KERNELS = ("triton_rows", "triton_correct", "triton_observe", "triton_rate")
 PACKAGE = "ragrad_ext.backends"
 
 
@@ -28,7 +28,11 @@ def interpreted() -> Iterator[None]:
         tl = importlib.import_module("triton.language")
         from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
-        for name in ("sum", "cumsum"):  # the kernels' own functions are not all that they call
+        for name in (
+            "sum",
+            "cumsum",
+            "max",
+        ):  # the kernels' own functions are not all that they call
             patch.setattr(tl, name, InterpretedFunction(getattr(tl, name).fn))
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(InterpreterBuilder, "cast_impl", _rounding(InterpreterBuilder.cast_impl, tl))

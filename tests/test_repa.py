@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ragrad_ext import FirstOrder, Fisher, Gate, Hutchinson, Repa, correct_
-from ragrad_ext.repa import normalise
+from ragrad_ext.backends.rating import normalise
 
 from . import cases
 

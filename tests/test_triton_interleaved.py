@@ -37,7 +37,7 @@ def _interpreter() -> Iterator[None]:
 def _seven_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a queue that has every blend as early as may be, so that many a block must wait."""
     tuned = Tuning(LIMITS, correct_blocks=1, observe_blocks=1)
-    monkeypatch.setattr(triton_launch, "_device", lambda device: (tuned, 7))
+    monkeypatch.setattr(triton_launch, "device_of", lambda device: (tuned, 7))
     queue = plan.queue
     monkeypatch.setattr(plan, "queue", lambda cuts, grid, given=False: queue(cuts, 0, given))
 

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for devices that are not there.
 
-    python -m tests.triton_ahead {all|some} SM...
+    python -m tests.triton_ahead SM...
 
 One line of JSON for every kernel. They are compiled as a first step on that device would have them
 compiled, by a driver that can name its device and do nothing else.
@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from ragrad_ext.backends import triton_launch
+from ragrad_ext.backends.triton_rating import Rating
 from ragrad_ext.backends.triton_tuning import tuning
 from ragrad_ext.bucket import Bucket
 
@@ -30,13 +31,14 @@ from .parity import bucket_of
 
 FLOAT, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 # Gradient, weight and mean of an observation: what is usual first, then one type another.
-USUAL = [(FLOAT, FLOAT, FLOAT), (BRAIN, BRAIN, FLOAT)]
 KINDS = [
-    *USUAL,
+    (FLOAT, FLOAT, FLOAT),
+    (BRAIN, BRAIN, FLOAT),
     (HALF, HALF, FLOAT),
     (FLOAT, FLOAT, BRAIN),
     (BRAIN, BRAIN, BRAIN),
     (BRAIN, FLOAT, FLOAT),
+    (HALF, FLOAT, FLOAT),
 ]
 
 
@@ -64,16 +66,14 @@ def twins(dtype: torch.dtype, walk: bool) -> tuple[Bucket, list[Tensor]]:
     return bucket_of(rgb, ir), rgb
 
 
-def works(some: bool) -> Iterator[tuple[str, triton_launch.Work]]:
-    """Every kernel, by name; with ``some`` for the usual types alone.
-
-    Of float16 there is little: its kernels are those of bfloat16 but for how an element is widened.
-    """
+def works() -> Iterator[tuple[str, triton_launch.Work | Rating]]:
+    """Every kernel, by name."""
+    yield "float64", Rating((1,), torch.device("cpu"))
     for walk in (False, True):
-        for g in (FLOAT, BRAIN) if some else (FLOAT, BRAIN, HALF):
+        for g in (FLOAT, BRAIN, HALF):
             bucket, _ = twins(g, walk)
             yield named([g], walk), triton_launch.Correction(bucket, ())
-        for g, w, m in USUAL if some else KINDS:
+        for g, w, m in KINDS:
             bucket, like = twins(g, walk)
             operands = [[x.to(t) for x in like] for t in (w, w, m, m)]
             yield named([g, w, m], walk), triton_launch.Observation(bucket, operands)
@@ -107,7 +107,7 @@ def unguarded(ptx: str) -> int:
     return found
 
 
-def compiled(name: str, work: triton_launch.Work) -> Iterator[dict[str, Any]]:
+def compiled(name: str, work: triton_launch.Work | Rating) -> Iterator[dict[str, Any]]:
     """What a first step compiles."""
     kernels: list[Any] = []
     loads = triton.compiler.CompiledKernel
@@ -129,15 +129,15 @@ def compiled(name: str, work: triton_launch.Work) -> Iterator[dict[str, Any]]:
         }
 
 
-def main(some: bool, *targets: str) -> None:
+def main(*targets: str) -> None:
     for sm in map(int, targets):
         triton.runtime.driver.set_active(Driver(sm))
         tuned = tuning((sm // 10, sm % 10))
-        triton_launch._device = lambda device, tuned=tuned: (tuned, 1)
-        for name, work in works(some):
+        triton_launch.device_of = lambda device, tuned=tuned: (tuned, 1)
+        for name, work in works():
             for row in compiled(name, work):
                 print(json.dumps({"sm": sm, **row}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "some", *sys.argv[2:])
+    main(*sys.argv[1:])

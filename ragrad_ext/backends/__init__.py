@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from .contract import Backend, History, Rows, RowSums, Unavailable
+from .contract import Backend, History, Rows, RowSums, Sensitivity, Unavailable
 from .native import Native
 from .operators import Traced
 from .reference import Reference
@@ -20,6 +20,7 @@ __all__ = [
     "History",
     "RowSums",
     "Rows",
+    "Sensitivity",
     "Traced",
     "Unavailable",
     "select",

@@ -47,6 +47,20 @@ class RowSums(NamedTuple):
     twin_dots: Tensor | None = None
 
 
+class Sensitivity(NamedTuple):
+    """The state of Eq. 4; `rate_` updates both tensors in place.
+
+    Attributes:
+        score: (2, rows) float64, S.
+        steps: (2, rows) float64, how often each row was observed.
+        alpha: decay of S.
+    """
+
+    score: Tensor
+    steps: Tensor
+    alpha: float
+
+
 class Unavailable(RuntimeError):
     """A backend turns out to be of no use on a device, and has changed nothing yet.
 
@@ -55,9 +69,9 @@ class Unavailable(RuntimeError):
 
 
 class Backend(Protocol):
-    """Two verbs. Both work in place, wait for nothing and are deterministic.
+    """The verbs of a step: observe, rate, correct. All wait for nothing and are deterministic.
 
-    Both may raise `Unavailable` before anything is changed.
+    The first one of a step may raise `Unavailable`, before anything is changed.
     """
 
     name: str
@@ -83,4 +97,23 @@ class Backend(Protocol):
         """One pass over gradients, weights and history. A weight of None is not read.
 
         Weights are shaped like their gradients.
+        """
+
+    def rate_(
+        self,
+        bucket: Bucket,
+        sums: RowSums,
+        effect: Tensor | None,
+        sensitivity: Sensitivity,
+        groups: Sequence[int],
+        *,
+        by_sensitivity: bool,
+    ) -> Tensor:
+        """Eq. 3-5: S moves on, and R of every row, (2, rows) float32.
+
+        Args:
+            sums: what ``observe_`` found.
+            effect: E of Eq. 1, (2, rows) float64; None leaves that factor of R out.
+            groups: the sizes of the groups of consecutive rows that Eq. 3 pools.
+            by_sensitivity: whether S is a factor of R.
         """

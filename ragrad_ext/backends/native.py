@@ -10,9 +10,10 @@ from ..bucket import Bucket
 from ..conflicts import Conflicts
 from ..rgcr import Options
 from .contract import History, Rows, RowSums
+from .rating import Rating
 
 
-class Native:
+class Native(Rating):
     """Reads every gradient once, rewrites conflict rows in place; no copies, no synchronisation.
 
     The CPU kernels use `torch.get_num_threads` threads and give the same bits for any number of

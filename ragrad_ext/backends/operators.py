@@ -16,6 +16,7 @@ from ..bucket import Bucket, Buckets, Layout
 from ..conflicts import Conflicts
 from ..rgcr import Identify, Options, Resolve
 from .contract import History, Rows, RowSums
+from .rating import Rating
 
 _LIBRARY = torch.library.Library("ragrad_ext", "DEF")
 # `present` lists the pairs whose gradients are passed; channels and channel_axes are of all pairs.
@@ -31,7 +32,7 @@ _LIBRARY.define(
 )
 
 
-class Traced:
+class Traced(Rating):
     """Any backend behind operators, for code that is being compiled.
 
     Args:

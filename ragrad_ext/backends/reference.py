@@ -9,9 +9,10 @@ from ..bucket import Bucket
 from ..conflicts import Conflicts
 from ..rgcr import Options, correct_layer
 from .contract import History, Rows, RowSums
+from .rating import Rating
 
 
-class Reference:
+class Reference(Rating):
     """What every other backend is compared with."""
 
     name = "reference"

@@ -5,6 +5,7 @@ Triton itself is imported when it is first needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from ..bucket import Bucket
 from ..conflicts import Conflicts
 from ..rgcr import Options
-from .contract import History, Rows, RowSums, Unavailable
-from .triton_launch import Correction, Observation
+from .contract import History, Rows, RowSums, Sensitivity, Unavailable
+from .triton_launch import Correction, Observation, Work
+from .triton_rating import Rating
 
 
 class Triton:
@@ -57,12 +59,36 @@ class Triton:
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
     ) -> RowSums:
         work = self._work(bucket, Observation, *weights, *(history.mean if history else ()))
-        self._work(bucket, Correction)  # so that nothing is observed which is not corrected then
+        # so that nothing is observed which cannot be rated and corrected then
         rows = bucket.layout.rows
+        self._work(bucket, Correction)
+        if "triton rating" not in bucket.memory:
+            self._rating(bucket, (rows,))
         dot, deviation = (work.new(torch.float64, 2, rows) for _ in range(2))
         sums = dot, deviation, work.new(torch.bool, 2, rows), work.new(torch.float64, rows, 3)
         work.run(sums, history.weight if history else None)
         return RowSums(*sums)
+
+    def rate_(
+        self,
+        bucket: Bucket,
+        sums: RowSums,
+        effect: Tensor | None,
+        sensitivity: Sensitivity,
+        groups: Sequence[int],
+        *,
+        by_sensitivity: bool,
+    ) -> Tensor:
+        rating = self._rating(bucket, groups)
+        return rating.run(sums, effect, sensitivity, by_sensitivity)
+
+    def _rating(self, bucket: Bucket, groups: Sequence[int]) -> Rating:
+        rating = bucket.memory.get("triton rating")
+        if rating is None or (rating.groups, rating.device) != (tuple(groups), bucket.device):
+            rating = Rating(groups, bucket.device)
+            self._compile(rating, bucket.device)
+            bucket.memory["triton rating"] = rating
+        return rating
 
     def _work(self, bucket: Bucket, kind: Any, *operands: Rows) -> Any:
         """What is kept of the last step with the same geometry; else made anew, and compiled."""
@@ -70,15 +96,18 @@ class Triton:
         work = bucket.memory.get(key)
         if work is None or not work.fits(bucket, operands):
             work = kind(bucket, operands)
-            try:
-                work.compile()
-            except Exception as error:  # whatever a compiler may say: it is not the caller's fault
-                why = f"its kernels do not compile here: {type(error).__name__}: {error}"
-                self._known[bucket.device] = why
-                raise Unavailable(f'backend "triton" on {bucket.device}: {why}') from error
+            self._compile(work, bucket.device)
             bucket.memory[key] = work
         work.point(bucket, operands)
         return work
+
+    def _compile(self, work: Work | Rating, device: torch.device) -> None:
+        try:
+            work.compile()
+        except Exception as error:  # whatever a compiler may say: it is not the caller's fault
+            why = f"its kernels do not compile here: {type(error).__name__}: {error}"
+            self._known[device] = why
+            raise Unavailable(f'backend "triton" on {device}: {why}') from error
 
 
 def _find_fault(device: torch.device) -> str | None:

@@ -81,7 +81,7 @@ class Work:
     def __init__(self, bucket: Bucket, operands: Sequence[Rows]) -> None:
         self.geometry, self.shapes = bucket.geometry, _shapes(bucket, operands)
         self.layout, self.device = bucket.layout, bucket.device
-        self.tuned, self.processors = _device(bucket.device)
+        self.tuned, self.processors = device_of(bucket.device)
         sides = self.sides(bucket, operands)
         self.check(bucket, sides)
         found: dict[object, list[plan.Layer]] = {}
@@ -141,7 +141,7 @@ class Work:
             for group in self.groups:
                 group.addresses = []
         sides = self.sides(bucket, operands)
-        with self.on_device():
+        with on_device(self.device):
             for group in self.groups:
                 group.point(sides, self.captured)
 
@@ -149,9 +149,6 @@ class Work:
         """Memory for results, one for every row; those of rows that nobody visits are 0."""
         make = torch.empty if self.complete else torch.zeros
         return make(shape, dtype=dtype, device=self.device)
-
-    def on_device(self) -> AbstractContextManager[Any]:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def options(self, warps: int) -> dict[str, Any]:
         return {"num_warps": warps, "maxnreg": self.tuned.registers, "enable_fp_fusion": True}
@@ -170,7 +167,7 @@ class Work:
         """Compile and load every kernel that a step needs; launch nothing."""
         from . import triton_rows
 
-        with self.on_device():
+        with on_device(self.device):
             for kernel, group, arguments in self.arguments_to_compile_for():
                 compiled = [kernel.warmup(*arguments, grid=(1,), **self.options(self.warps))]
                 batch = (ABSENT,) * BATCH
@@ -209,7 +206,7 @@ class Correction(Work):
     ) -> None:
         from . import triton_correct
 
-        with self.on_device():
+        with on_device(self.device):
             for group in self.groups:
                 for queue in self._queues(group, twin_dots is not None, two_launches):
                     arguments = self._arguments(
@@ -303,7 +300,7 @@ class Observation(Work):
     def run(self, sums: Sums, weight: Tensor | None) -> None:
         from . import triton_observe
 
-        with self.on_device():
+        with on_device(self.device):
             for group in self.groups:
                 arguments = self._arguments(group, sums, weight)
                 grid = self.grid(arguments[1], self.tuned.observe_blocks)
@@ -372,7 +369,11 @@ def _shapes(bucket: Bucket, operands: Sequence[Rows]) -> list[object]:
     ]
 
 
-def _device(device: torch.device) -> tuple[Tuning, int]:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def device_of(device: torch.device) -> tuple[Tuning, int]:
     """How to launch there, and the number of its multiprocessors."""
     if device.type != "cuda":  # the interpreter: one block after the other
         return Tuning(), 1

@@ -48,6 +48,9 @@ STRIDES = SIZES + MAX_DIMS  # theirs, operand by operand
 COLUMNS = STRIDES + OPERANDS * MAX_DIMS
 
 
+GROUP = 4  # columns of a table of groups of rows: first row, channels, first unit, units
+
+
 class Limits(NamedTuple):
     """How finely work is cut; a part of the tuning of an architecture.
 

@@ -71,6 +71,7 @@ class Gate(Effectiveness):
         self.places: list[list[Place]] | None = None
         self._sums: dict[Key, Tensor] = {}  # of this step's micro-batches
         self._missing: set[tuple[int, int]] = set()  # pairs whose place could not be read
+        self._rows: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # of the gains
 
     @property
     def gains(self) -> list[list[Tensor | None]] | None:
@@ -146,19 +147,31 @@ class Gate(Effectiveness):
         self._average_over_processes()
         score = -sums.dot
         self._missing = set()
+        gains: dict[tuple[int, int], Tensor] = {}
         for m in (0, 1):
             for l, rows in enumerate(self.twins.layout.slices()):
                 place = self._readable(m, l)
                 if place is None:
                     self._missing.add((m, l))
                 elif place.gain is not None:
-                    assert place.gain.grad is not None
-                    score[m, rows] = -(place.gain.detach().double() * place.gain.grad.double())
+                    gains[m, l] = place.gain
                 elif place.hooked:
                     found = self._sums[Key(m, l, place.kind)].to(score.device)
                     score[m, rows] = effect(place, found, sums.dot[m, rows])
         self._sums = {}
+        if gains:  # all at once: a layer has too few for an operator of its own
+            gamma = torch.cat([gain.detach().reshape(-1) for gain in gains.values()])
+            slope = torch.cat([gain.grad.reshape(-1) for gain in gains.values()])  # type: ignore[union-attr]
+            score.view(-1)[self._rows_of(tuple(gains), score)] = -(gamma.double() * slope.double())
         return score
+
+    def _rows_of(self, pairs: tuple[tuple[int, int], ...], score: Tensor) -> Tensor:
+        """Where the rows of pairs (m, l) lie in the flat ``score``; made once, kept."""
+        if self._rows is None or self._rows[0] != pairs or self._rows[1].device != score.device:
+            slices, rows = self.twins.layout.slices(), self.twins.layout.rows
+            parts = [torch.arange(slices[l].start, slices[l].stop) + m * rows for m, l in pairs]
+            self._rows = pairs, torch.cat(parts).to(score.device)
+        return self._rows[1]
 
     def _readable(self, m: int, l: int) -> Place | None:
         """Where E of this step can be read; None: not traced, or without a gradient or sum."""
