@@ -120,7 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels": lambda: kernel_tables.contestants(kernels()),
     "kernels-models": lambda: kernel_tables.models(kernels()),
     "kernels-growth": lambda: kernel_tables.growth(kernels()),
-    "kernels-host": lambda: kernel_tables.host(kernels()),
+    "kernels-host": lambda: kernel_tables.host(kernels("kernels_cpu_host")),
 }
 
 
@@ -128,8 +128,8 @@ def judged() -> list[dict[str, Any]]:
     return list(load("effectiveness")["rows"])
 
 
-def kernels() -> list[dict[str, Any]]:
-    return list(load("kernels_cpu")["rows"])
+def kernels(name: str = "kernels_cpu") -> list[dict[str, Any]]:
+    return list(load(name)["rows"])
 
 
 def load(name: str) -> dict[str, Any]:

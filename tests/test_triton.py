@@ -23,7 +23,7 @@ from ragrad_ext.rgcr import Identify, Options, Resolve
 from . import cases
 from .interpreted import interpreted
 from .parity import bucket_of, clone, compare, compare_observation, corrected, observed
-from .triton_cases import CPU, DTYPES, SMALL, USUAL, found, layers, tune
+from .triton_cases import CPU, DTYPES, SLOW, SMALL, USUAL, found, layers, tune
 
 pytest.importorskip("triton")
 
@@ -34,7 +34,15 @@ def _interpreter() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("dtype", "how"), [*((d, USUAL) for d in DTYPES), (DTYPES[0], SMALL)])
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [
+        (torch.float32, SMALL),
+        (torch.bfloat16, USUAL),
+        pytest.param(torch.float32, USUAL, marks=SLOW),
+        pytest.param(torch.float16, USUAL, marks=SLOW),
+    ],
+)
 @pytest.mark.parametrize("name", cases.AWKWARD)
 def test_correction_agrees_on_awkward_inputs(
     name: str, dtype: torch.dtype, how: Any, monkeypatch: pytest.MonkeyPatch
@@ -57,6 +65,7 @@ def test_correction_agrees_under_every_option(
     compare(backend, rgb, ir, options=Options(identify, resolve, eps))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     shapes=st.lists(
@@ -111,7 +120,9 @@ def test_at_most_one_row_in_a_thousand_lies_inside_the_margin() -> None:
     assert close <= rows / 1000
 
 
-@pytest.mark.parametrize("shape", [(3, 9000), (40, 900), (2, 70000), (700, 3)])
+@pytest.mark.parametrize(
+    "shape", [(3, 9000), (40, 900), pytest.param((2, 70000), marks=SLOW), (700, 3)]
+)
 def test_rows_of_every_length(shape: tuple[int, int]) -> None:
     """In one piece, in a few, in many; more channels than a layer's stage looks at together."""
     rgb, ir = cases.twins(*shape, seed=3, agreement=-0.9)
@@ -182,6 +193,7 @@ def test_rows_of_many_separate_dimensions() -> None:
         Triton().correct_(bucket(rgb, ir, CPU), torch.rand(2, 3), Options())
 
 
+@pytest.mark.slow
 def test_dots_of_the_observation_spare_the_correction_a_read() -> None:
     rgb, ir = layers((4, 9), (32, 1), (7, 5000))
     r = torch.rand(2, 43, generator=cases.rng(5))

@@ -22,6 +22,7 @@ from . import cases
 from .interleave import Schedule, interleaved
 from .interpreted import interpreted
 from .parity import Side, bucket_of, clone, compare, corrected, observed
+from .triton_cases import SLOW
 
 pytest.importorskip("triton")
 LIMITS = plan.Limits(tile_bytes=4096, unit_bytes=2048, row_pieces=64, share=1)
@@ -63,7 +64,10 @@ def forget_decisions(bucket: Bucket) -> None:
             group.counters[2 + 2 * len(group.layers) :].zero_()
 
 
-@pytest.mark.parametrize("resident", [1, 2, 7])
+@pytest.mark.parametrize(
+    "resident",
+    [2, pytest.param(1, marks=SLOW), pytest.param(7, marks=SLOW)],
+)
 def test_a_correction_gives_the_same_bits(resident: int) -> None:
     rgb, ir = layers()
     r = reliability(rgb)

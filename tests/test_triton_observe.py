@@ -13,7 +13,7 @@ from ragrad_ext.backends.triton import Triton
 from . import cases
 from .interpreted import interpreted
 from .parity import clone, compare_observation, observed
-from .triton_cases import SMALL, USUAL, tune
+from .triton_cases import SLOW, SMALL, USUAL, tune
 
 pytest.importorskip("triton")
 
@@ -27,13 +27,13 @@ def _interpreter() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("dtype", "history", "how"),
     [
-        (torch.float32, None, USUAL),
-        (torch.float32, torch.float32, USUAL),
+        pytest.param(torch.float32, None, USUAL, marks=SLOW),
+        pytest.param(torch.float32, torch.float32, USUAL, marks=SLOW),
         (torch.float32, torch.float32, SMALL),
-        (torch.float32, torch.bfloat16, USUAL),
-        (torch.bfloat16, torch.float32, USUAL),
+        pytest.param(torch.float32, torch.bfloat16, USUAL, marks=SLOW),
+        pytest.param(torch.bfloat16, torch.float32, USUAL, marks=SLOW),
         (torch.bfloat16, torch.bfloat16, SMALL),
-        (torch.float16, torch.bfloat16, USUAL),
+        pytest.param(torch.float16, torch.bfloat16, USUAL, marks=SLOW),
     ],
 )
 @pytest.mark.parametrize("name", cases.AWKWARD)

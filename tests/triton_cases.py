@@ -15,6 +15,7 @@ from . import cases
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SLOW = pytest.mark.slow  # the interpreter is; the fast tests have a case of every kind
 USUAL = Tuning(), 1
 # Rows in many pieces, layers in many units, more blocks than one.
 SMALL = Tuning(plan.Limits(4096, 2048, 8, 2)), 3
