@@ -71,14 +71,10 @@ def test_correct_on_plain_lists() -> None:
 
 
 def test_estimators_by_name() -> None:
-    from ragrad_ext import FiniteDifference, Hutchinson, RaGrad
+    import ragrad_ext
 
     model = TwoStream()
-    exec(
-        block("effectiveness=Hutchinson"),
-        {"RaGrad": RaGrad, "Hutchinson": Hutchinson, "FiniteDifference": FiniteDifference,
-         "rgb": model.rgb, "ir": model.ir},
-    )  # fmt: skip
+    exec(block("effectiveness=Hutchinson"), vars(ragrad_ext) | {"rgb": model.rgb, "ir": model.ir})
 
 
 class Numbered(nn.Module):

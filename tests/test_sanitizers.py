@@ -58,6 +58,7 @@ def build(where: Path, sanitizers: str, libraries: list[str]) -> Run:
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaves much for the end
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "TSAN_OPTIONS": "halt_on_error=1",  # a report takes seconds
     }
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

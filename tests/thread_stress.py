@@ -36,14 +36,16 @@ def stress() -> None:
 
 
 def race() -> None:
-    shapes = [(64, 2000)]
-    rgb, ir = twins(shapes)
-    both = [given(shapes) for _ in range(2)]
-    options = {"backend": "native", "identify": "cosine"}
-    threads = [
-        threading.Thread(target=lambda s=s: [correct_(rgb, ir, s, **options) for _ in range(20)])
-        for s in both
-    ]
+    shapes = [(64, 5_000)]
+    rounds = [twins(shapes) for _ in range(3)]
+    meet = threading.Barrier(2)  # or one might be done before the other begins
+
+    def work(stats: Reliability) -> None:
+        for rgb, ir in rounds:
+            meet.wait()
+            correct_(rgb, ir, stats, backend="native", identify="cosine")
+
+    threads = [threading.Thread(target=work, args=(given(shapes),)) for _ in range(2)]
     for t in threads:
         t.start()
     for t in threads:
