@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -71,8 +72,8 @@ class Group:
             triton_rows.point[(1,)](self.pointers, first, batch, BATCH, num_warps=1)
 
 
-class Work:
-    """One of the two verbs for one geometry: its groups, and what they share."""
+class Work(ABC):
+    """Observing or correcting, for one geometry: its groups, and what they share."""
 
     operands: int
     sums: int
@@ -156,12 +157,13 @@ class Work:
     def grid(self, tickets: int, per_processor: int) -> int:
         return min(tickets, self.processors * per_processor)
 
+    @abstractmethod
     def types(self, layer: plan.Layer) -> tuple[torch.dtype, ...]:
-        raise NotImplementedError
+        """What the kernel is compiled for."""
 
+    @abstractmethod
     def arguments_to_compile_for(self) -> Iterator[tuple[Any, Group, tuple[Any, ...]]]:
         """Kernel, group and arguments of every launch."""
-        raise NotImplementedError
 
     def compile(self) -> None:
         """Compile and load every kernel that a step needs; launch nothing."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TypeAlias
 
 from torch import Tensor
 
 from ..twins import Twins
-from .graph import Node, consumers
+from .graph import Node, Users, consumers
 
 Surroundings: TypeAlias = tuple[tuple[str, ...], ...]
 REACH = 4  # a weight's gradient node, a cast, the convolution, the normalisation behind it
@@ -21,25 +21,19 @@ def surroundings(loss: Tensor, twins: Twins) -> Surroundings | None:
     up, such as the images and regions of a detector, changes them. A normalisation that changes
     between the statistics of the batch and fixed ones counts as another operator.
     """
-    users: defaultdict[Node, list[Node]] = defaultdict(list)
-    leaves: dict[int, Node] = {}
-    for node in consumers([loss]):
-        if (weight := getattr(node, "variable", None)) is not None:
-            leaves[id(weight)] = node
-        for child, _ in node.next_functions:
-            if child is not None:
-                users[child].append(node)
+    users = consumers([loss])
+    leaves = {id(node.variable): node for node in users if hasattr(node, "variable")}
     weights = [w for side in twins.weights for w in side]
     if not any(id(w) in leaves for w in weights):
         return None
     return tuple(_above(leaves.get(id(w)), users) for w in weights)
 
 
-def _above(leaf: Node | None, users: defaultdict[Node, list[Node]]) -> tuple[str, ...]:
+def _above(leaf: Node | None, users: Users) -> tuple[str, ...]:
     names: Counter[str] = Counter()
     level = [] if leaf is None else [leaf]
     for _ in range(REACH):
-        level = [user for node in level for user in users[node]]
+        level = [user for node in level for user in users[node] if user is not None]
         names.update(_name(node) for node in level)
     return tuple(sorted(names.elements()))
 
