@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .backends import Backend, History, Sensitivity
 from .bucket import Bucket, Buckets, Layout
+from .estimators.choice import Choice, estimator
 from .estimators.effectiveness import Closure, Effectiveness
-from .estimators.gate import Gate
 from .reliability import Reliability
 from .twins import Twins
 
@@ -33,8 +33,8 @@ class Repa:
         scope: Eq. 3 pools both modalities over the ``"model"`` or over each ``"layer"``.
         history: mu of Eq. 4 as an ``"ema"`` or as the ``"cumulative"`` mean of all steps.
         history_dtype: of mu, the only buffer as large as the weights: float32 or bfloat16.
-        effectiveness: the estimator of Eq. 1; default `Gate`, which is first order until its
-            ``trace`` has seen a forward.
+        effectiveness: the estimator of Eq. 1. ``"auto"`` is `Gate`, which is first order until
+            its ``trace`` has seen a forward; ``"paper"`` is `Hutchinson`.
         channel_axes: the output channel axis of each pair, default 0 (transposed convolutions: 1).
 
     Attributes:
@@ -54,14 +54,14 @@ class Repa:
         scope: Scope = "model",
         history: HistoryKind = "ema",
         history_dtype: torch.dtype = torch.float32,
-        effectiveness: Effectiveness | None = None,
+        effectiveness: Effectiveness | Choice = "auto",
         channel_axes: Sequence[int] | None = None,
     ) -> None:
         _check_options(alpha, reliability, scope, history, history_dtype)
         self.twins = Twins.of(weights_rgb, weights_ir, channel_axes)
         self.alpha, self.kind, self.scope, self.history = alpha, reliability, scope, history
         self.history_dtype = history_dtype
-        self.effectiveness = Gate() if effectiveness is None else effectiveness
+        self.effectiveness = estimator(effectiveness)
         self.effectiveness.bind(self.twins)
         self.reliability: Reliability | None = None
         self.effect: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from .backends import select
 from .conflicts import Conflicts
 from .correct import check_options, correct_
+from .estimators.choice import Choice
 from .estimators.effectiveness import Closure, Effectiveness
 from .estimators.gate import Gate
 from .forward_watch import ForwardWatch
@@ -22,6 +24,8 @@ from .repa import HistoryKind, Kind, Repa, Scope
 from .rgcr import Identify, Resolve
 
 Stream = nn.Module | Sequence[nn.Parameter]
+
+_LOG = logging.getLogger("ragrad_ext")
 
 
 class RaGrad:
@@ -38,12 +42,15 @@ class RaGrad:
 
         RaGrad(model.rgb, model.ir).attach(optimizer)
 
-    Nothing is stored on the model, and inference does not change.
+    Nothing is stored on the model, and inference does not change. After the first correction the
+    logger ``ragrad_ext`` says in one line, at INFO, where effectiveness comes from.
 
     Args:
         rgb, ir: the twin backbones (modules), or two lists of Parameters, or ``Pairs`` alone, as
             `pair_parameters` returns them for a model that needs rules.
-        effectiveness: the estimator of Eq. 1; default `Gate`, which costs nothing.
+        effectiveness: the estimator of Eq. 1. ``"auto"`` is `Gate`, which finds in the graph of the
+            first step what each row allows; ``"paper"`` is Eq. 2 by exact double backward
+            (`Hutchinson`), and an operator that has none is an error at the first loss.
         alpha, reliability, scope, history, history_dtype: as in `Repa`.
         backend, identify, resolve, eps: as in `correct_`.
 
@@ -58,7 +65,7 @@ class RaGrad:
         rgb: Stream | Pairs,
         ir: Stream | None = None,
         *,
-        effectiveness: Effectiveness | None = None,
+        effectiveness: Effectiveness | Choice = "auto",
         alpha: float = 0.95,
         reliability: Kind = "both",
         scope: Scope = "model",
@@ -188,7 +195,10 @@ class RaGrad:
 
     def _correct_(self) -> Conflicts:
         grads_rgb, grads_ir = ([p.grad for p in side] for side in (self.pairs.rgb, self.pairs.ir))
+        first = self.last is None
         self.last = correct_(grads_rgb, grads_ir, self.repa, **self._how)
+        if first and self.repa.kind != "sensitivity":
+            _LOG.info("effectiveness by %s", self.repa.effectiveness.summary())
         return self.last
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class Effectiveness:
         """E of this step, (2, rows) float64; rows that are not finite count as unknown."""
         return -sums.dot
 
+    def summary(self) -> str:
+        """In one line, where E comes from."""
+        return type(self).__name__
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; empty for an estimator without memory."""
         return {}

@@ -16,7 +16,7 @@ from ..bucket import Bucket
 from .effectiveness import Closure, Effectiveness
 from .gate_hooks import effect, hook
 from .gate_places import ABSENT, HIDDEN, Place, find_places
-from .gate_report import table
+from .gate_report import counts, table
 from .graph import consumers
 
 
@@ -191,6 +191,10 @@ class Gate(Effectiveness):
         flat /= dist.get_world_size(self.group)
         for key, part in zip(keys, flat.split([self._sums[k].numel() for k in keys]), strict=True):
             self._sums[key] = part.view_as(self._sums[key])
+
+    def summary(self) -> str:
+        """In one line, how many rows have which kind of gate."""
+        return f"{type(self).__name__}: {counts(self._in_use(), self.twins)}"
 
     def report(self, limit: int | None = 5) -> None:
         """Print how many rows have which gate, and why; ``limit`` pairs a group (None: all)."""

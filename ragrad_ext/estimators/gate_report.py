@@ -1,4 +1,4 @@
-"""The text of `Gate.report`."""
+"""The texts of `Gate.report` and `Gate.summary`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from ..twins import Twins
 from .gate_places import Place
 
+SHORT = {
+    "gain": "read off the gain of a norm",
+    "norm": "by a hook on a norm",
+    "mixing": "by hooks around a GroupNorm or LayerNorm",
+    "activation": "by a hook on an activation",
+    "row": "at their own output",
+}
 TITLES = {
     "gain": "behind a norm with statistics of the channel, -gain dL/dgain",
     "norm": "behind such a norm, its gain frozen, absent or shared, by a hook",
@@ -31,3 +38,14 @@ def table(places: Sequence[Sequence[Place]], twins: Twins, limit: int | None) ->
         more = len(entries) - len(entries[:limit])
         lines += [f"    … {more} more"] * (more > 0)
     return "\n".join(lines)
+
+
+def counts(places: Sequence[Sequence[Place]], twins: Twins) -> str:
+    """As in ``"96 rows read off the gain of a norm, 8 rows by a hook on an activation"``."""
+    rows: dict[str, int] = {}
+    for side in places:
+        for l, place in enumerate(side):
+            kind = SHORT[place.kind] + (f" ({place.why})" if place.why else "")
+            rows[kind] = rows.get(kind, 0) + twins.layout.channels[l]
+    most_first = sorted(rows.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{n:,} rows {kind}" for kind, n in most_first)

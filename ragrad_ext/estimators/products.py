@@ -23,10 +23,13 @@ class DoubleBackward:
 
     def __init__(self, loss: Tensor, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
+        # A once_differentiable function refuses the gradient of what it is given; a loss function
+        # at the very end would be given a constant.
+        seed = torch.ones_like(loss, requires_grad=True)
         with torch.enable_grad():
             # autograd.grad, not backward: .grad and the hooks of the step stay untouched
             self.grads = torch.autograd.grad(
-                loss, self.tensors, create_graph=True, allow_unused=True
+                loss, self.tensors, seed, create_graph=True, allow_unused=True
             )
         # Behind a once_differentiable function torch gives no error, and no derivative.
         graph = consumers(g for g in self.grads if g is not None)
