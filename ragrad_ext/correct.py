@@ -57,8 +57,7 @@ def correct_(
     def step(chosen: Backend) -> Conflicts:
         bucket = stats.buckets.bucket(grads_rgb, grads_ir, device)
         if isinstance(stats, Repa):
-            values, twin_dots = stats.observe_(bucket, chosen)
-            return chosen.correct_(bucket, values, options, twin_dots)
+            return stats.correct_(bucket, chosen, options)
         return chosen.correct_(bucket, stats.values, options)
 
     if torch.compiler.is_compiling():

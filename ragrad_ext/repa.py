@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .backends import Backend, History, Sensitivity
 from .bucket import Bucket, Buckets, Layout
+from .conflicts import Conflicts
 from .estimators.choice import Choice, estimator
 from .estimators.effectiveness import Closure, Effectiveness
 from .reliability import Reliability
+from .rgcr import Options
 from .twins import Twins
 
 Kind = Literal["both", "effectiveness", "sensitivity"]
@@ -85,13 +87,10 @@ class Repa:
         return self._sensitivity.device
 
     @torch.no_grad()
-    def observe_(self, bucket: Bucket, backend: Backend) -> tuple[Tensor, Tensor | None]:
-        """Take in one step's gradients (Eq. 2-5).
+    def correct_(self, bucket: Bucket, backend: Backend, options: Options) -> Conflicts:
+        """Take in one step's gradients (Eq. 2-5), then correct them (Eq. 6-10).
 
         The deviation of Eq. 4 is taken from the history before this step.
-
-        Returns:
-            R, (2, rows) float32, rgb first, and the ``twin_dots`` of `RowSums`.
         """
         if self.kind != "sensitivity":
             self.effectiveness.check_ready()
@@ -99,16 +98,17 @@ class Repa:
         sums = backend.observe_(bucket, self._weights_to_read(), self._history())
         if self.kind != "sensitivity":
             self.effect = self.effectiveness.scores(bucket, sums)
-        r = backend.rate_(
+        r, conflicts = backend.rate_and_correct_(
             bucket,
             sums,
             self.effect,
             Sensitivity(self._sensitivity, self._steps, self.alpha),
             self._groups,
+            options,
             by_sensitivity=self.kind != "effectiveness",
         )
         self.reliability = Reliability.flat(r, self.layout)
-        return self.reliability.values, sums.twin_dots
+        return conflicts
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
         """Show a micro-batch's loss to the estimator of effectiveness, if it is used at all."""

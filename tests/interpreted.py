@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-KERNELS = ("triton_rows", "triton_correct", "triton_observe", "triton_rate")
+KERNELS = ("triton_rows", "triton_correct", "triton_observe", "triton_rate", "triton_conclude")
 PACKAGE = "ragrad_ext.backends"
 
 

@@ -17,8 +17,13 @@ from typing import NamedTuple
 
 
 class Ticket(NamedTuple):
-    """What a block does with its turn: "reduce", "settle" (sums are given), "blend", or "rewrite"
-    of a layer that an earlier launch has settled."""
+    """What a block does with its turn: "reduce", "settle" (sums and R are given), "blend", or
+    "rewrite" of a layer that an earlier launch has settled; "rate" a unit of a group of rows,
+    "rely" on the pooled group `unit` and settle, or settle a layer "relied" on an earlier launch.
+
+    A group of rows is here one more layer, after those that are corrected: its units arrive, the
+    last one settles it (Eq. 3 pooled), others wait for that.
+    """
 
     kind: str
     layer: int
@@ -39,6 +44,8 @@ class Protocol:
     publish: str = "release"
     publishes: str = "after settling"
     wait: str = "acquire"  # "no" does not
+    rely: str = "acquire"  # likewise; "first group": waits for that one, whichever it needs
+    pools: int = 0  # the block before which so many others are still to arrive pools its group
     leave: str = "acq_rel"
     resets: str = "last to leave"
     forgets: str = ""  # the counter that is not reset
@@ -88,7 +95,7 @@ def number(queue: Sequence[Ticket], layers: int, grid: int) -> Work:
     of = dict(zip(queue, bits, strict=False))
     sums = [0] * layers
     for ticket, bit in of.items():
-        if ticket.kind == "reduce":
+        if ticket.kind in ("reduce", "rate"):
             sums[ticket.layer] |= bit
     return Work(of, sums, bits[len(queue) :][:layers], bits[len(queue) + layers :])
 
@@ -101,6 +108,7 @@ class Launch:
 
     Args:
         units: what the device is told of each layer: how many blocks arrive before it is settled.
+        groups: how many of these, the last ones, are groups of rows.
     """
 
     queue: Sequence[Ticket]
@@ -108,6 +116,7 @@ class Launch:
     grid: int
     resident: int
     protocol: Protocol = field(default_factory=Protocol)
+    groups: int = 0
 
     def __post_init__(self) -> None:
         layers = len(self.units)
@@ -147,7 +156,7 @@ class Launch:
                     able.append(n)
                     started = not in_turn or running + 1 >= self.resident
                 continue
-            waits = block.at == "wait" and not self.ready[self.queue[block.ticket].layer].value
+            waits = block.at == "wait" and not self.ready[self._awaited(block)].value
             if block.at != "ended" and not waits:
                 able.append(n)
         return able
@@ -167,6 +176,14 @@ class Launch:
             if any(c.value for c in (counters if isinstance(counters, list) else [counters])):
                 raise Violation(f"{name} is not 0 for the next launch")
 
+    def _awaited(self, block: Block) -> int:
+        """The layer or group whose flag the block waits for."""
+        ticket = self.queue[block.ticket]
+        if ticket.kind != "rely":
+            return ticket.layer
+        group = 0 if self.protocol.rely == "first group" else ticket.unit
+        return len(self.units) - self.groups + group
+
     def _not_started(self, block: Block) -> None:
         self._take(block)
 
@@ -180,14 +197,22 @@ class Launch:
             block.ticket = -1
         else:
             block.at = self.queue[block.ticket].kind
-            if block.at == "blend" and self.protocol.wait != "no":
+            if (block.at == "blend" and self.protocol.wait != "no") or (
+                block.at == "rely" and self.protocol.rely != "no"
+            ):
                 block.at = "wait"
-            elif block.at == "settle" and self.protocol.publishes == "before settling":
-                block.at = "publish"
+            elif block.at in ("settle", "rely", "relied"):
+                self._begin_to_settle(block)
+
+    def _begin_to_settle(self, block: Block) -> None:
+        first = self.protocol.publishes == "before settling"
+        block.at = "publish" if first else "settle"
 
     def _reduce(self, block: Block) -> None:
         self._do(block)
         block.at = "arrive"
+
+    _rate = _reduce
 
     def _arrive(self, block: Block) -> None:
         layer = self.queue[block.ticket].layer
@@ -205,17 +230,23 @@ class Launch:
         self._count(block, before)
 
     def _count(self, block: Block, before: int) -> None:
-        layer = self.queue[block.ticket].layer
-        last = before == self.units[layer] - 1 - self.protocol.finishes
-        first = self.protocol.publishes == "before settling"
-        block.at = ("publish" if first else "settle") if last else "take"
+        kind, layer, _ = self.queue[block.ticket]
+        early = self.protocol.pools if kind == "rate" else self.protocol.finishes
+        block.at = "take"
+        if before == self.units[layer] - 1 - early:
+            self._begin_to_settle(block)
 
     def _settle(self, block: Block) -> None:
-        layer = self.queue[block.ticket].layer
+        kind, layer, unit = self.queue[block.ticket]
         if self.work.sums[layer] & ~block.knows:
-            raise Violation(f"layer {layer} is settled without the sums of all of its units")
+            what = "group is pooled" if kind == "rate" else f"layer {layer} is settled"
+            raise Violation(f"{what} without the sums of all of its units")
+        if kind == "rely":
+            group = len(self.units) - self.groups + unit
+            if (self.work.settled[group] | self.work.sums[group]) & ~block.knows:
+                raise Violation(f"layer {layer} relies on a group that is not pooled")
         self._mark(block, self.work.settled[layer], f"layer {layer} is settled twice")
-        if self.queue[block.ticket].kind == "settle":
+        if kind in ("settle", "rely", "relied"):
             self._do(block)
         block.at = "take" if self.ready[layer].value else "publish"
 
@@ -226,9 +257,12 @@ class Launch:
 
     def _wait(self, block: Block) -> None:
         """Taken only once the flag is up: polling changes nothing."""
-        if self.protocol.wait == "acquire":
-            block.knows |= self.ready[self.queue[block.ticket].layer].carries
+        relies = self.queue[block.ticket].kind == "rely"
+        if (self.protocol.rely if relies else self.protocol.wait) != "relaxed":
+            block.knows |= self.ready[self._awaited(block)].carries
         block.at = "blend"
+        if relies:
+            self._begin_to_settle(block)
 
     def _blend(self, block: Block) -> None:
         layer = self.queue[block.ticket].layer

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ragrad_ext import Reliability, Repa, correct_
-from ragrad_ext.backends import Backend, History
+from ragrad_ext.backends import Backend, History, RowSums, Sensitivity
 from ragrad_ext.backends.native import Native
 from ragrad_ext.backends.triton import Triton
-from ragrad_ext.bucket import Buckets, Layout
+from ragrad_ext.bucket import Bucket, Buckets, Layout
 from ragrad_ext.conflicts import Conflicts
+from ragrad_ext.repa import Scope
 from ragrad_ext.rgcr import Identify, Options, Resolve
 
 from . import cases
@@ -72,6 +73,23 @@ def many_layers(dtype: torch.dtype = torch.float32, short: int = 400) -> tuple[S
 
 def reliability(rows: int, seed: int = 0) -> Tensor:
     return torch.rand(2, rows, generator=cases.rng(seed)).cuda()
+
+
+def sensitivity(rows: int) -> Sensitivity:
+    """Of a second step."""
+    score = torch.rand(2, rows, generator=cases.rng(7), dtype=torch.float64).cuda()
+    return Sensitivity(score, torch.ones_like(score), 0.9)
+
+
+def concluded(
+    backend: Backend, bucket: Bucket, sums: RowSums, state: Sensitivity
+) -> tuple[Side, Conflicts]:
+    """R, S and the steps, and the record; Eq. 3 pools the first layers, and the others."""
+    groups = [sum(part) for part in (bucket.layout.channels[:3], bucket.layout.channels[3:])]
+    r, record = backend.rate_and_correct_(
+        bucket, sums, -sums.dot, state, groups, Options(), by_sensitivity=True
+    )
+    return [r, state.score, state.steps], record
 
 
 def found(record: Conflicts) -> Side:
@@ -161,8 +179,9 @@ def test_dots_of_the_observation_give_the_same_correction(backend: Backend) -> N
     assert record.count() > 0
 
 
+@pytest.mark.parametrize("rates", [False, True])
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_thousand_runs_give_the_same_bits(name: str) -> None:
+def test_a_thousand_runs_give_the_same_bits(name: str, rates: bool) -> None:
     """Whatever blocks did what; in one launch or, every tenth time, in two."""
     one, two = BACKENDS[name], TWO_LAUNCHES[f"{name} in two launches"]
     if reason := missing(one):
@@ -173,11 +192,18 @@ def test_a_thousand_runs_give_the_same_bits(name: str) -> None:
     new = work[0] + work[1]
     bucket = bucket_of(*work)
     r = reliability(bucket.layout.rows)
+    sums = one.observe_(bucket, (clone(ir), clone(rgb)), None)
+    sums = sums._replace(deviation=r.double())
     first: Tensor | None = None
     for n in range(1000):
         torch._foreach_copy_(new, old)
-        record = (two if n % 10 == 9 else one).correct_(bucket, r, Options())
-        flat = [x.float().view(-1) for x in [*new, *found(record)]]
+        backend = two if n % 10 == 9 else one
+        rated: Side = []
+        if rates:
+            rated, record = concluded(backend, bucket, sums, sensitivity(bucket.layout.rows))
+        else:
+            record = backend.correct_(bucket, r, Options())
+        flat = [x.float().view(-1) for x in [*new, *found(record), *rated]]
         results = torch.cat(flat).view(torch.int32)
         first = results if first is None else first
         assert torch.equal(results, first), f"run {n}"
@@ -245,29 +271,38 @@ def test_a_call_does_not_wait_for_the_device(backend: Backend) -> None:
     r = reliability(layout.rows)
     theta, mean = (sides[0][1], sides[0][0]), (clone(sides[0][1]), clone(sides[0][0]))
     history = History(mean, torch.full((2, layout.rows), 0.1, device="cuda").double())
+    state = sensitivity(layout.rows)
     for guard, (rgb, ir) in zip((None, nothing_waits), sides, strict=True):
         with guard() if guard else torch.no_grad():  # the first time, kernels are loaded
             bucket = buckets.bucket(rgb, ir, device)
-            dots = backend.observe_(bucket, theta, history).twin_dots
-            backend.correct_(bucket, r, Options(), dots)
+            sums = backend.observe_(bucket, theta, history)
+            concluded(backend, bucket, sums, state)
+            backend.correct_(bucket, r, Options(), sums.twin_dots)
             backend.correct_(bucket, r, Options())
 
 
 @EVERY
-def test_a_cuda_graph_replays_both_halves_of_a_step(backend: Backend) -> None:
+@pytest.mark.parametrize("rates", [False, True])
+def test_a_cuda_graph_replays_both_halves_of_a_step(backend: Backend, rates: bool) -> None:
     """On the memory it was captured with, wherever the gradients of other steps lie."""
     rgb, ir = many_layers()
     layout = Layout.of([len(g) for g in rgb])
     buckets, device = Buckets(layout, (0,) * len(rgb)), rgb[0].device
     work, mean, elsewhere = ((clone(rgb), clone(ir)) for _ in range(3))
     r, w = reliability(layout.rows), torch.full((2, layout.rows), 0.1, device="cuda").double()
+    state, before = sensitivity(layout.rows), sensitivity(layout.rows)
 
-    def step() -> list[Tensor]:
-        bucket = buckets.bucket(*work, device)
-        sums = backend.observe_(bucket, work, History(mean, w))
-        record = backend.correct_(bucket, r, Options())
+    def step(grads: tuple[Side, Side] = work) -> list[Tensor]:
+        bucket = buckets.bucket(*grads, device)
+        sums = backend.observe_(bucket, grads, History(mean, w))
+        rated: Side = []
+        if rates:
+            rated, record = concluded(backend, bucket, sums, state)
+        else:
+            record = backend.correct_(bucket, r, Options())
         assert sums.twin_dots is not None
-        return [sums.dot, sums.deviation, sums.twin_dots, *everything(*work, record)]
+        outputs = [sums.dot, sums.deviation, sums.twin_dots, *rated]
+        return outputs + everything(*grads, record)
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -277,11 +312,12 @@ def test_a_cuda_graph_replays_both_halves_of_a_step(backend: Backend) -> None:
     with torch.cuda.graph(graph):
         results = step()
     used, new = [*work[0], *work[1], *mean[0], *mean[1]], [*rgb, *ir, *ir, *rgb]
+    used += state[:2]
     for n in range(3):
         outcomes = []
         for run in (graph.replay, step):
-            backend.correct_(buckets.bucket(*elsewhere, device), r, Options())
-            torch._foreach_copy_(used, [x * (n + 1) for x in new])
+            step(elsewhere)
+            torch._foreach_copy_(used, [x * (n + 1) for x in new] + list(before[:2]))
             output = run() or results
             outcomes.append([x.clone() for x in [*output, *mean[0], *mean[1]]])
         assert equal(*outcomes)
@@ -305,11 +341,12 @@ def test_compiled_code_gives_the_same_bits(backend: Backend) -> None:
 
 
 @EACH
-def test_a_whole_step_agrees_with_the_reference(backend: Backend) -> None:
+@pytest.mark.parametrize("scope", ["model", "layer"])
+def test_a_whole_step_agrees_with_the_reference(backend: Backend, scope: Scope) -> None:
     rgb, ir = many_layers(short=40)
     outcomes = []
     for name in (backend.name, "reference"):
-        stats = Repa(clone(ir), clone(rgb))
+        stats = Repa(clone(ir), clone(rgb), scope=scope)
         for t in range(3):
             work = [g * (1 + t) for g in rgb], [g - t * 1e-3 for g in ir]
             record = correct_(*work, stats, backend=name)

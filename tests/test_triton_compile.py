@@ -40,7 +40,7 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def test_every_kernel_compiles_for_every_target(kernels: list[dict[str, Any]]) -> None:
-    for verb in ("correct", "observe", "rate", "point"):
+    for verb in ("correct", "observe", "conclude", "point"):
         assert {str(k["sm"]) for k in kernels if k["name"].startswith(verb)} == {*TARGETS}
 
 
@@ -53,7 +53,7 @@ def test_no_kernel_spills(kernels: list[dict[str, Any]]) -> None:
 def test_aligned_rows_are_read_16_bytes_at_a_time(kernels: list[dict[str, Any]]) -> None:
     """And written so; a mean of 16 bits beside a gradient of 32 is written 8 bytes at a time."""
     for k in kernels:
-        if k["name"].startswith(("correct", "observe")):
+        if k["name"].startswith(("correct", "observe", "conclude")):
             runs = "walk" not in k["name"]
             assert (k["vector loads"] > 0, k["vector stores"] > 0) == (runs, runs), k
 
@@ -66,13 +66,19 @@ def test_atomics_are_counters_alone(kernels: list[dict[str, Any]]) -> None:
             assert {"global", "gpu"} <= set(parts), k
             assert parts[-1] in ("u32", "s32", "b32"), k
             assert ".".join(parts[3:5]) in ATOMICS, k
-        if k["name"].startswith(("correct", "rate")):
+        if k["name"].startswith(("correct", "conclude")):
             assert {"acq_rel", "relaxed", "release"} <= {a.split(".")[3] for a in k["atomics"]}
             assert k["acquires"]
 
 
 def test_a_block_releases_what_all_of_its_threads_wrote(kernels: list[dict[str, Any]]) -> None:
     assert [k for k in kernels if k["unguarded releases"]] == []
+
+
+def test_a_layer_is_settled_after_all_threads_wrote_its_reliability(
+    kernels: list[dict[str, Any]],
+) -> None:
+    assert [k for k in kernels if k["open ends"]] == []
 
 
 def test_a_release_without_a_barrier_would_be_noticed() -> None:

@@ -40,7 +40,7 @@ def _seven_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = Tuning(LIMITS, correct_blocks=1, observe_blocks=1)
     monkeypatch.setattr(triton_launch, "device_of", lambda device: (tuned, 7))
     queue = plan.queue
-    monkeypatch.setattr(plan, "queue", lambda cuts, grid, given=False: queue(cuts, 0, given))
+    monkeypatch.setattr(plan, "queue", lambda cuts, grid, *rest: queue(cuts, 0, *rest))
 
 
 def layers() -> tuple[Side, Side]:

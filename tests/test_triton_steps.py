@@ -27,7 +27,7 @@ from ragrad_ext.rgcr import Options
 from . import cases
 from .interpreted import interpreted
 from .parity import bits, bucket_of, clone, compare
-from .triton_cases import CPU, found, layers
+from .triton_cases import CPU, Counting, found, layers
 
 pytest.importorskip("triton")
 
@@ -36,18 +36,6 @@ pytest.importorskip("triton")
 def _interpreter() -> Iterator[None]:
     with interpreted():
         yield
-
-
-class Counting:
-    """A kernel that notes its launches."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.grids = kernel, list[tuple[int, ...]]()
-        self.warmup = kernel.warmup
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        self.grids.append(grid)
-        return self.kernel[grid]
 
 
 class TestFromStepToStep:
@@ -137,7 +125,9 @@ def test_a_skipped_pair_leaves_zeros() -> None:
     sums = Triton().observe_(bucket, (rgb, ir), history._replace(weight=history.weight.double()))
     record = Triton().correct_(bucket, torch.rand(2, 9), Options("cosine"))
     assert record.count() > 0
-    for x in [*found(record), *sums.dot, *sums.deviation, *sums.observed, sums.twin_dots]:
+    given = Triton().correct_(bucket, torch.rand(2, 9), Options("cosine"), sums.twin_dots)
+    records = found(record) + found(given)
+    for x in [*records, *sums.dot, *sums.deviation, *sums.observed, sums.twin_dots]:
         assert x is not None
         assert not x[4:7].any()
     assert sums.observed[:, [0, 8]].all()
@@ -187,6 +177,7 @@ class TestKernelsThatDoNotCompile:
         self.backend = Triton()
         self.backend._known[CPU] = None  # as if the CPU were a GPU
         monkeypatch.setattr(backends, "BACKENDS", (self.backend, *backends.BACKENDS[1:]))
+        self.correct = triton_correct.correct
         monkeypatch.setattr(triton_correct, "correct", Broken())
         self.rgb, self.ir = layers((16, 9), (5, 30))
         self.given = Reliability(*([torch.rand(len(x)) for x in self.rgb] for _ in range(2)))
@@ -213,8 +204,16 @@ class TestKernelsThatDoNotCompile:
         for a, b in zip(rgb + ir, self.rgb + self.ir, strict=True):
             assert torch.equal(bits(a), bits(b))
 
-    def test_nothing_is_observed_that_is_not_corrected_then(self) -> None:
+    def test_nothing_is_observed_that_is_not_corrected_then(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ragrad_ext.backends import triton_conclude, triton_correct
+
+        monkeypatch.setattr(triton_correct, "correct", self.correct)
+        monkeypatch.setattr(triton_conclude, "conclude", Broken())
         repas = [Repa(clone(self.ir), clone(self.rgb)) for _ in range(2)]
+        for repa in repas:  # the first step alone could be observed twice and leave no trace
+            correct_(clone(self.ir), clone(self.rgb), repa, backend="reference")
         mine, true = [[clone(self.rgb), clone(self.ir)] for _ in range(2)]
         with pytest.warns(UserWarning, match="going on"):
             correct_(*mine, repas[0])

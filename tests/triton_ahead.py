@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from ragrad_ext.backends import triton_launch
-from ragrad_ext.backends.triton_rating import Rating
+from ragrad_ext.backends.triton_conclusion import Conclusion
 from ragrad_ext.backends.triton_tuning import tuning
 from ragrad_ext.bucket import Bucket
 
@@ -66,13 +66,13 @@ def twins(dtype: torch.dtype, walk: bool) -> tuple[Bucket, list[Tensor]]:
     return bucket_of(rgb, ir), rgb
 
 
-def works() -> Iterator[tuple[str, triton_launch.Work | Rating]]:
+def works() -> Iterator[tuple[str, triton_launch.Work]]:
     """Every kernel, by name."""
-    yield "float64", Rating((1,), torch.device("cpu"))
     for walk in (False, True):
         for g in (FLOAT, BRAIN, HALF):
             bucket, _ = twins(g, walk)
             yield named([g], walk), triton_launch.Correction(bucket, ())
+            yield named([g], walk), Conclusion(bucket, ())
         for g, w, m in KINDS:
             bucket, like = twins(g, walk)
             operands = [[x.to(t) for x in like] for t in (w, w, m, m)]
@@ -107,7 +107,16 @@ def unguarded(ptx: str) -> int:
     return found
 
 
-def compiled(name: str, work: triton_launch.Work | Rating) -> Iterator[dict[str, Any]]:
+def open_ends(ptx: str, function: str) -> int:
+    """How many of the functions so named return without a barrier since their last stores."""
+    bodies = re.findall(
+        rf"^\.func[^{{;]*_{function}__[^{{;]*\{{.*?^\}}", ptx, re.DOTALL | re.MULTILINE
+    )
+    assert bodies, f"there is no {function}"
+    return sum("bar.sync" not in body[body.rfind("st.global") :] for body in bodies)
+
+
+def compiled(name: str, work: triton_launch.Work) -> Iterator[dict[str, Any]]:
     """What a first step compiles."""
     kernels: list[Any] = []
     loads = triton.compiler.CompiledKernel
@@ -124,6 +133,7 @@ def compiled(name: str, work: triton_launch.Work | Rating) -> Iterator[dict[str,
             "vector stores": len(re.findall(r"st\.global(?:\.\w+)*\.v[24]\.b32", ptx)),
             "acquires": len(re.findall(r"(?:ld|atom)\.global\.gpu\.acquire", ptx)),
             "unguarded releases": unguarded(ptx),
+            "open ends": open_ends(ptx, "rely") if kernel.metadata.name == "conclude" else 0,
             "read-only loads": ptx.count("ld.global.nc"),
             "atomics": sorted(set(re.findall(r"\b(?:atom|red)\.[\w.:]+", ptx))),
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,18 @@ SLOW = pytest.mark.slow  # the interpreter is; the fast tests have a case of eve
 USUAL = Tuning(), 1
 # Rows in many pieces, layers in many units, more blocks than one.
 SMALL = Tuning(plan.Limits(4096, 2048, 8, 2)), 3
+
+
+class Counting:
+    """A kernel that notes its launches."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.grids = kernel, list[tuple[int, ...]]()
+        self.warmup = kernel.warmup
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.grids.append(grid)
+        return self.kernel[grid]
 
 
 def tune(patch: pytest.MonkeyPatch, how: tuple[Tuning, int]) -> None:

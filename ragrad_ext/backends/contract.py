@@ -48,7 +48,7 @@ class RowSums(NamedTuple):
 
 
 class Sensitivity(NamedTuple):
-    """The state of Eq. 4; `rate_` updates both tensors in place.
+    """The state of Eq. 4; `rate_and_correct_` updates both tensors in place.
 
     Attributes:
         score: (2, rows) float64, S.
@@ -69,7 +69,9 @@ class Unavailable(RuntimeError):
 
 
 class Backend(Protocol):
-    """The verbs of a step: observe, rate, correct. All wait for nothing and are deterministic.
+    """The verbs of a step: observe, then rate and correct; or correct alone, by a given R.
+
+    All wait for nothing and are deterministic.
 
     The first one of a step may raise `Unavailable`, before anything is changed.
     """
@@ -99,21 +101,25 @@ class Backend(Protocol):
         Weights are shaped like their gradients.
         """
 
-    def rate_(
+    def rate_and_correct_(
         self,
         bucket: Bucket,
         sums: RowSums,
         effect: Tensor | None,
         sensitivity: Sensitivity,
         groups: Sequence[int],
+        options: Options,
         *,
         by_sensitivity: bool,
-    ) -> Tensor:
-        """Eq. 3-5: S moves on, and R of every row, (2, rows) float32.
+    ) -> tuple[Tensor, Conflicts]:
+        """Eq. 3-10: S moves on, and the gradients are corrected by the R just found.
 
         Args:
-            sums: what ``observe_`` found.
+            sums: what this backend's own ``observe_`` found in the same gradients.
             effect: E of Eq. 1, (2, rows) float64; None leaves that factor of R out.
-            groups: the sizes of the groups of consecutive rows that Eq. 3 pools.
+            groups: the sizes of the groups of consecutive rows that Eq. 3 pools; whole pairs.
             by_sensitivity: whether S is a factor of R.
+
+        Returns:
+            R of every row, (2, rows) float32, and what `correct_` returns.
         """

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..bucket import Bucket
+from ..conflicts import Conflicts
+from ..rgcr import Options
 from .contract import RowSums, Sensitivity
 
 
-class Rating:
-    """The verb ``rate_`` for backends that have no better one."""
+class Rating(ABC):
+    """The verb ``rate_and_correct_`` for backends that have no better one: first, then."""
 
-    def rate_(
+    @abstractmethod
+    def correct_(
+        self,
+        bucket: Bucket,
+        reliability: Tensor,
+        options: Options,
+        twin_dots: Tensor | None = None,
+    ) -> Conflicts:
+        """See `Backend`."""
+
+    def rate_and_correct_(
         self,
         bucket: Bucket,
         sums: RowSums,
         effect: Tensor | None,
         sensitivity: Sensitivity,
         groups: Sequence[int],
+        options: Options,
         *,
         by_sensitivity: bool,
-    ) -> Tensor:
-        score, steps, alpha = sensitivity
-        seen = sums.observed
-        deviation = torch.where(steps > 0, sums.deviation, 0.0)  # none without a history
-        score.copy_(torch.where(seen, alpha * score + (1 - alpha) * deviation, score))  # Eq. 4
-        steps += seen
-        r = torch.ones_like(score)
-        if effect is not None:
-            r *= normalise(effect, seen, groups)
-        if by_sensitivity:
-            r *= normalise(score, seen, groups)  # Eq. 5
-        return r.float()
+    ) -> tuple[Tensor, Conflicts]:
+        r = rate_(sums, effect, sensitivity, groups, by_sensitivity=by_sensitivity)
+        return r, self.correct_(bucket, r, options, sums.twin_dots)
+
+
+def rate_(
+    sums: RowSums,
+    effect: Tensor | None,
+    sensitivity: Sensitivity,
+    groups: Sequence[int],
+    *,
+    by_sensitivity: bool,
+) -> Tensor:
+    """Eq. 3-5: S moves on, and R of every row, (2, rows) float32."""
+    score, steps, alpha = sensitivity
+    seen = sums.observed
+    deviation = torch.where(steps > 0, sums.deviation, 0.0)  # none without a history
+    score.copy_(torch.where(seen, alpha * score + (1 - alpha) * deviation, score))  # Eq. 4
+    steps += seen
+    r = torch.ones_like(score)
+    if effect is not None:
+        r *= normalise(effect, seen, groups)
+    if by_sensitivity:
+        r *= normalise(score, seen, groups)  # Eq. 5
+    return r.float()
 
 
 def normalise(x: Tensor, observed: Tensor, parts: Sequence[int]) -> Tensor:

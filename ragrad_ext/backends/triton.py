@@ -15,15 +15,16 @@ from ..bucket import Bucket
 from ..conflicts import Conflicts
 from ..rgcr import Options
 from .contract import History, Rows, RowSums, Sensitivity, Unavailable
-from .triton_launch import Correction, Observation, Work
-from .triton_rating import Rating
+from .triton_conclusion import Conclusion
+from .triton_launch import Correction, Observation, Record, Work
 
 
 class Triton:
     """Reads every gradient once, rewrites conflict rows in place; no copies, no synchronisation.
 
     A correction is one launch for all layers of one dtype; layers whose rows are not runs of
-    consecutive elements take another. The kernels are compiled before the first write.
+    consecutive elements take another. A step with `Repa` is two: the observation, and a correction
+    that finds R first (Eq. 3-5). The kernels are compiled before the first write.
 
     Args:
         two_launches: the plain variant, sums first, rewrite second: the yardstick of
@@ -48,10 +49,12 @@ class Triton:
         options: Options,
         twin_dots: Tensor | None = None,
     ) -> Conflicts:
-        work, rows = self._work(bucket, Correction), bucket.layout.rows
-        cosine, gap, strength = (work.new(torch.float32, rows) for _ in range(3))
-        record = cosine, gap, work.new(torch.bool, rows), strength
-        work.run(record, reliability, options, twin_dots, self.two_launches)
+        work = self._work(bucket, Correction if twin_dots is None else Conclusion)
+        record: Record = work.record()
+        if twin_dots is None:
+            work.run(record, reliability, options, self.two_launches)
+        else:
+            work.run(record, reliability, options, twin_dots, self.two_launches)
         bucket.note_changes()
         return Conflicts(*record, bucket.layout)
 
@@ -59,36 +62,31 @@ class Triton:
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
     ) -> RowSums:
         work = self._work(bucket, Observation, *weights, *(history.mean if history else ()))
-        # so that nothing is observed which cannot be rated and corrected then
+        self._work(bucket, Conclusion)  # nothing is observed which cannot be corrected then
         rows = bucket.layout.rows
-        self._work(bucket, Correction)
-        if "triton rating" not in bucket.memory:
-            self._rating(bucket, (rows,))
         dot, deviation = (work.new(torch.float64, 2, rows) for _ in range(2))
         sums = dot, deviation, work.new(torch.bool, 2, rows), work.new(torch.float64, rows, 3)
         work.run(sums, history.weight if history else None)
         return RowSums(*sums)
 
-    def rate_(
+    def rate_and_correct_(
         self,
         bucket: Bucket,
         sums: RowSums,
         effect: Tensor | None,
         sensitivity: Sensitivity,
         groups: Sequence[int],
+        options: Options,
         *,
         by_sensitivity: bool,
-    ) -> Tensor:
-        rating = self._rating(bucket, groups)
-        return rating.run(sums, effect, sensitivity, by_sensitivity)
-
-    def _rating(self, bucket: Bucket, groups: Sequence[int]) -> Rating:
-        rating = bucket.memory.get("triton rating")
-        if rating is None or (rating.groups, rating.device) != (tuple(groups), bucket.device):
-            rating = Rating(groups, bucket.device)
-            self._compile(rating, bucket.device)
-            bucket.memory["triton rating"] = rating
-        return rating
+    ) -> tuple[Tensor, Conflicts]:
+        work = self._work(bucket, Conclusion)
+        record: Record = work.record()
+        r = work.rate_and_run(
+            record, sums, effect, sensitivity, groups, by_sensitivity, options, self.two_launches
+        )
+        bucket.note_changes()
+        return r, Conflicts(*record, bucket.layout)
 
     def _work(self, bucket: Bucket, kind: Any, *operands: Rows) -> Any:
         """What is kept of the last step with the same geometry; else made anew, and compiled."""
@@ -101,7 +99,7 @@ class Triton:
         work.point(bucket, operands)
         return work
 
-    def _compile(self, work: Work | Rating, device: torch.device) -> None:
+    def _compile(self, work: Work, device: torch.device) -> None:
         try:
             work.compile()
         except Exception as error:  # whatever a compiler may say: it is not the caller's fault

@@ -33,7 +33,6 @@ from .triton_rows import (
 )
 
 REDUCE = tl.constexpr(plan.REDUCE)
-SETTLE = tl.constexpr(plan.SETTLE)
 BLEND = tl.constexpr(plan.BLEND)
 BLENDS = tl.constexpr(plan.BLENDS)
 HIGH = tl.constexpr(plan.ROWS[0])
@@ -246,6 +245,28 @@ def blend_share(
             )  # fmt: skip
 
 
+@triton.jit
+def blend_layer(
+    line, a, b, even, share, found, scales, conflicts,
+    DTYPE: tl.constexpr, LARGEST: tl.constexpr, WALK: tl.constexpr, V: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """The rewrite of one ticket's share of the ``found`` conflict rows of a settled layer."""
+    n = tl.load(found, cache_modifier=".cg").to(tl.int64)
+    if WALK:
+        blend_share(line, a, b, share, n, scales, conflicts, DTYPE, LARGEST, 1, 1, TILE // V)
+    elif even:
+        blend_share(line, a, b, share, n, scales, conflicts, DTYPE, LARGEST, 0, V, TILE)
+    else:
+        blend_share(line, a, b, share, n, scales, conflicts, DTYPE, LARGEST, 0, 1, TILE // V)
+
+
+@triton.jit
+def is_even(line, a, b):
+    """Whether all rows begin and end at whole vectors, where they lie now."""
+    return (tl.load(line + EVEN) != 0) & ((a | b) % 16 == 0)
+
+
 @triton.jit(
     do_not_specialize=[
         "queue", "tickets", "geometry", "pointers", "layers", "counters", "dots", "parts", "scales",
@@ -261,14 +282,14 @@ def correct(
     DTYPE: tl.constexpr, LARGEST: tl.constexpr, WALK: tl.constexpr, V: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """A correction of ``layers`` layers, in one launch or as one half of two.
+    """Eq. 6-10 for ``layers`` layers, in one launch or as one half of two.
 
     Args:
         queue: (tickets, 2) int32, see `triton_plan.queue`.
         geometry: (layers, COLUMNS) int64.
         pointers: (layers, 2) int64, the addresses of the gradients.
         counters: 2 + 3 layers int32; the last third holds how many conflict rows a layer has.
-        dots: (rows, 3) float64, found here or given.
+        dots: (rows, 3) float64, found here.
         parts: (pieces, 3) float64, of rows in several pieces.
         scales: (rows, 2) float64, p and q of the conflict rows, in the order of ``conflicts``.
         conflicts: (rows,) int64, from a layer's first row on: twice the channel, plus one where
@@ -286,35 +307,28 @@ def correct(
         l, kind = what // KINDS, what % KINDS
         line = geometry + l * COLUMNS
         a, b = tl.load(pointers + 2 * l), tl.load(pointers + 2 * l + 1)
-        even = (tl.load(line + EVEN) != 0) & ((a | b) % 16 == 0)
-        if kind >= BLEND:
-            if kind == BLEND:
-                wait_for(ready + l)
-            n = tl.load(found + l, cache_modifier=".cg").to(tl.int64)
+        even = is_even(line, a, b)
+        if kind == REDUCE:
             if WALK:
-                blend_share(line, a, b, unit, n, scales, conflicts, DTYPE, LARGEST, 1, 1, TILE // V)
+                reduce_unit(line, a, b, unit, dots, parts, DTYPE, 1, 1, TILE // V)
             elif even:
-                blend_share(line, a, b, unit, n, scales, conflicts, DTYPE, LARGEST, 0, V, TILE)
+                reduce_unit(line, a, b, unit, dots, parts, DTYPE, 0, V, TILE)
             else:
-                blend_share(line, a, b, unit, n, scales, conflicts, DTYPE, LARGEST, 0, 1, TILE // V)
-        else:
-            last = kind == SETTLE
-            if kind == REDUCE:
-                if WALK:
-                    reduce_unit(line, a, b, unit, dots, parts, DTYPE, 1, 1, TILE // V)
-                elif even:
-                    reduce_unit(line, a, b, unit, dots, parts, DTYPE, 0, V, TILE)
-                else:
-                    reduce_unit(line, a, b, unit, dots, parts, DTYPE, 0, 1, TILE // V)
-                last = last_to_arrive(arrived + l, tl.load(line + UNITS))
-                if last & (tl.load(line + PIECES) > 1):
+                reduce_unit(line, a, b, unit, dots, parts, DTYPE, 0, 1, TILE // V)
+            if last_to_arrive(arrived + l, tl.load(line + UNITS)):
+                if tl.load(line + PIECES) > 1:
                     first = parts + tl.load(line + PARTS) * 3
                     add_all_parts(line, first, dots + tl.load(line + FIRST_ROW) * 3, 3, 3)
-            if last:
                 settle(
                     line, dots, reliability, rows, eps, dual, blend,
                     cosine, gap, mask, strength, scales, conflicts, found + l, 256,
                 )  # fmt: skip
                 publish(ready + l)
+        else:
+            if kind == BLEND:
+                wait_for(ready + l)  # the layer's REDUCE have lower tickets
+            blend_layer(
+                line, a, b, even, unit, found + l, scales, conflicts, DTYPE, LARGEST, WALK, V, TILE
+            )
         ticket = take_ticket(counters)
     leave(counters, 2 + 2 * layers)

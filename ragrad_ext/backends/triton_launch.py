@@ -20,7 +20,7 @@ from .triton_tuning import Tuning, tuning
 ABSENT = -(1 << 40)  # in place of an address; not 0, so that all are 64 bits wide
 BATCH = 64  # addresses that one launch writes
 
-Record = tuple[Tensor, ...]  # cosine, gap, mask, strength
+Record = tuple[Tensor, Tensor, Tensor, Tensor]  # cosine, gap, mask, strength
 Sums = tuple[Tensor, ...]  # dot, deviation, observed, twin_dots
 NAMES = ("grads_rgb", "grads_ir", "weights_rgb", "weights_ir", "mean_rgb", "mean_ir")
 
@@ -146,10 +146,17 @@ class Work(ABC):
             for group in self.groups:
                 group.point(sides, self.captured)
 
-    def new(self, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Memory for results, one for every row; those of rows that nobody visits are 0."""
-        make = torch.empty if self.complete else torch.zeros
-        return make(shape, dtype=dtype, device=self.device)
+    def new(self, dtype: torch.dtype, *shape: int, unvisited: float = 0) -> Tensor:
+        """Memory for results, one for every row; ``unvisited`` where no kernel comes by."""
+        if self.complete:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.full(shape, unvisited, dtype=dtype, device=self.device)
+
+    def record(self) -> Record:
+        """Memory for what a correction finds."""
+        rows = self.layout.rows
+        cosine, gap, strength = (self.new(torch.float32, rows) for _ in range(3))
+        return cosine, gap, self.new(torch.bool, rows), strength
 
     def options(self, warps: int) -> dict[str, Any]:
         return {"num_warps": warps, "maxnreg": self.tuned.registers, "enable_fp_fusion": True}
@@ -183,7 +190,7 @@ class Work(ABC):
 
 
 class Correction(Work):
-    """Eq. 6-10."""
+    """Eq. 6-10 from a given R."""
 
     operands, sums = 2, 3
 
@@ -203,31 +210,23 @@ class Correction(Work):
         record: Record,
         reliability: Tensor,
         options: Options,
-        twin_dots: Tensor | None,
         two_launches: bool,
     ) -> None:
         from . import triton_correct
 
         with on_device(self.device):
             for group in self.groups:
-                for queue in self._queues(group, twin_dots is not None, two_launches):
-                    arguments = self._arguments(
-                        group, queue, record, reliability, options, twin_dots
-                    )
+                for queue in self._queues(group, two_launches):
+                    arguments = self._arguments(group, queue, record, reliability, options)
                     grid = self.grid(len(queue), self.tuned.correct_blocks)
                     triton_correct.correct[(grid,)](*arguments, **self.options(self.warps))
 
-    def _queues(self, group: Group, given: bool, two_launches: bool) -> list[Tensor]:
-        key = given, two_launches
-        if key not in group.queues:
+    def _queues(self, group: Group, two_launches: bool) -> list[Tensor]:
+        if two_launches not in group.queues:
             blocks = self.processors * self.tuned.correct_blocks
-            tables = (
-                plan.halves(group.cuts, given)
-                if two_launches
-                else (plan.queue(group.cuts, blocks, given),)
-            )
-            group.queues[key] = [group.upload(t) for t in tables]
-        return group.queues[key]
+            tables = plan.halves(group.cuts) if two_launches else (plan.queue(group.cuts, blocks),)
+            group.queues[two_launches] = [group.upload(t) for t in tables]
+        return group.queues[two_launches]
 
     def _arguments(
         self,
@@ -236,7 +235,6 @@ class Correction(Work):
         record: Record,
         reliability: Tensor,
         options: Options,
-        twin_dots: Tensor | None,
     ) -> tuple[Any, ...]:
         cosine, gap, mask, strength = record
         dtype = self.types(group.layers[0])[0]
@@ -247,7 +245,7 @@ class Correction(Work):
             group.pointers,
             len(group.layers),
             group.counters,
-            self.dots if twin_dots is None else twin_dots,
+            self.dots,
             group.parts,
             self.scales,
             self.conflicts,
@@ -260,7 +258,7 @@ class Correction(Work):
             gap,
             mask.view(torch.int8),
             strength,
-            *_types(dtype),
+            *triton_types(dtype),
             torch.finfo(dtype).max,
             group.walk,
             group.vector,
@@ -270,14 +268,10 @@ class Correction(Work):
     def arguments_to_compile_for(self) -> Iterator[tuple[Any, Group, tuple[Any, ...]]]:
         from . import triton_correct
 
-        rows = self.layout.rows
-        record = tuple(
-            self.new(t, rows) for t in (torch.float32, torch.float32, torch.bool, torch.float32)
-        )
-        reliability = self.new(torch.float32, 2, rows)
+        record, reliability = self.record(), self.new(torch.float32, 2, self.layout.rows)
         for group in self.groups:
             queue = torch.empty(1, 2, dtype=torch.int32, device=self.device)
-            arguments = self._arguments(group, queue, record, reliability, Options(), None)
+            arguments = self._arguments(group, queue, record, reliability, Options())
             yield triton_correct.correct, group, arguments
 
 
@@ -325,7 +319,7 @@ class Observation(Work):
             dot,
             deviation,
             observed.view(torch.int8),
-            *_types(*self.types(group.layers[0])),
+            *triton_types(*self.types(group.layers[0])),
             group.walk,
             group.vector,
             group.tile // 2,  # six operands instead of two
@@ -345,7 +339,7 @@ class Observation(Work):
             yield triton_observe.observe, group, self._arguments(group, sums, None)
 
 
-def _types(*dtypes: torch.dtype) -> tuple[Any, ...]:
+def triton_types(*dtypes: torch.dtype) -> tuple[Any, ...]:
     """As Triton calls them."""
     import triton.language as tl
 

@@ -19,10 +19,13 @@ MAX_DIMS = 6  # of a row, after neighbouring dimensions are merged
 
 # The kinds of tickets. `unit` counts the tickets of one kind and layer from 0.
 REDUCE = 0  # sum the rows of one unit; the last one of a layer to finish settles the layer
-SETTLE = 1  # settle a layer whose row sums are given
+SETTLE = 1  # settle a layer whose row sums and R are given
 BLEND = 2  # once the layer is settled: rewrite every `blends`-th group of its conflict rows
 REWRITE = 3  # likewise, in a launch that starts after the layer was settled: waits for nothing
-KINDS = 4
+RATE = 4  # Eq. 4 for one unit of a group of rows (in place of a layer); the last one pools Eq. 3
+RELY = 5  # once the group `unit` is pooled: R of a layer's rows (Eq. 5), then as SETTLE
+RELIED = 6  # likewise, in a launch that starts after the group was pooled: waits for nothing
+KINDS = 8
 
 # A tile is this many rows (or pieces of rows) high; all tiles hold equally many elements.
 ROWS = (128, 16, 2)
@@ -46,7 +49,6 @@ ROWS = (128, 16, 2)
 SIZES = STRIDE + OPERANDS  # of the dimensions of a row, outermost first
 STRIDES = SIZES + MAX_DIMS  # theirs, operand by operand
 COLUMNS = STRIDES + OPERANDS * MAX_DIMS
-
 
 GROUP = 4  # columns of a table of groups of rows: first row, channels, first unit, units
 
@@ -193,12 +195,38 @@ def _cut_in(shape: int, channels: int, row_size: int, item_bytes: int, limits: L
     return Cut(shape, pieces, size, unit_pieces, units, -(-units // limits.share))
 
 
-def queue(cuts: Sequence[Cut], grid: int, given: bool = False) -> np.ndarray:
+class Rated(NamedTuple):
+    """Eq. 3-5, ahead of a correction whose row sums are given.
+
+    Attributes:
+        groups: the group of rows that each layer of the launch lies in.
+        units: RATE tickets of every group; none in a launch that starts after these were done.
+    """
+
+    groups: Sequence[int]
+    units: Sequence[int] = ()
+
+
+class Run(NamedTuple):
+    """Tickets in a row, which differ by their units alone."""
+
+    layer: int
+    kind: int
+    tickets: int
+    first: int = 0  # unit
+
+
+def queue(
+    cuts: Sequence[Cut], grid: int, given: bool = False, rated: Rated | None = None
+) -> np.ndarray:
     """The tickets of a correction in one launch.
 
-    Layer by layer: its REDUCE tickets (one SETTLE ticket where the row sums are given), and its
-    BLEND tickets about ``grid`` tickets later: late enough to find the layer settled, early
-    enough to find its rows in the cache. BLEND waits for lower tickets only.
+    All RATE tickets, if R is yet to be found. Then layer by layer: what settles it (REDUCE; one
+    SETTLE or RELY where the row sums are given), and its BLEND tickets about ``grid`` tickets
+    later: late enough to find the layer settled, early enough to find its rows in the cache.
+
+    RELY and BLEND wait, for lower tickets only: no RATE comes after the first RELY, and no BLEND
+    before all that settles its layer.
 
     Args:
         cuts: of the layers of the launch.
@@ -207,38 +235,52 @@ def queue(cuts: Sequence[Cut], grid: int, given: bool = False) -> np.ndarray:
     Returns:
         (tickets, 2) int32: ``KINDS * layer + kind``, where layer counts ``cuts``; and the unit.
     """
-    runs: list[tuple[int, int, int]] = []  # layer, kind, tickets
+    runs = _rating(rated)
     settled: list[int] = []  # how many tickets there are up to the last one that settles a layer
-    total = done = 0  # tickets; layers whose BLEND is queued
-    for l, c in enumerate(cuts):
-        runs.append((l, SETTLE, 1) if given else (l, REDUCE, c.units))
-        total += runs[-1][2]
+    total = done = 0  # tickets after those of RATE; layers whose BLEND is queued
+    for l, run in enumerate(_settling(cuts, given, rated)):
+        runs.append(run)
+        total += run.tickets
         settled.append(total)
         while done <= l and settled[done] + grid <= total:
-            runs.append((done, BLEND, cuts[done].blends))
+            runs.append(Run(done, BLEND, cuts[done].blends))
             total += cuts[done].blends
             done += 1
-    runs += [(l, BLEND, cuts[l].blends) for l in range(done, len(cuts))]
+    runs += [Run(l, BLEND, cuts[l].blends) for l in range(done, len(cuts))]
     return _tickets(runs)
 
 
-def halves(cuts: Sequence[Cut], given: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def halves(
+    cuts: Sequence[Cut], given: bool = False, rated: Rated | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The tickets of a correction in two launches: all sums, then everything that is rewritten."""
-    first = [(l, SETTLE, 1) if given else (l, REDUCE, c.units) for l, c in enumerate(cuts)]
-    return _tickets(first), _tickets([(l, REWRITE, c.blends) for l, c in enumerate(cuts)])
+    rewrites = [Run(l, REWRITE, c.blends) for l, c in enumerate(cuts)]
+    return _tickets(_rating(rated) + _settling(cuts, given, rated)), _tickets(rewrites)
 
 
 def sums(cuts: Sequence[Cut]) -> np.ndarray:
     """The tickets of an observation: REDUCE, layer by layer."""
-    return _tickets([(l, REDUCE, c.units) for l, c in enumerate(cuts)])
+    return _tickets(_settling(cuts, given=False, rated=None))
 
 
-def _tickets(runs: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    out = np.empty((sum(n for _, _, n in runs), 2), np.int32)
+def _rating(rated: Rated | None) -> list[Run]:
+    return [Run(g, RATE, n) for g, n in enumerate(rated.units if rated else ())]
+
+
+def _settling(cuts: Sequence[Cut], given: bool, rated: Rated | None) -> list[Run]:
+    """What settles every layer."""
+    if rated is not None:
+        kind = RELY if rated.units else RELIED
+        return [Run(l, kind, 1, group) for l, group in enumerate(rated.groups)]
+    return [Run(l, SETTLE, 1) if given else Run(l, REDUCE, c.units) for l, c in enumerate(cuts)]
+
+
+def _tickets(runs: Sequence[Run]) -> np.ndarray:
+    out = np.empty((sum(run.tickets for run in runs), 2), np.int32)
     at = 0
-    for layer, kind, n in runs:
+    for layer, kind, n, first in runs:
         out[at : at + n, 0] = KINDS * layer + kind
-        out[at : at + n, 1] = np.arange(n)
+        out[at : at + n, 1] = np.arange(first, first + n)
         at += n
     return out
 

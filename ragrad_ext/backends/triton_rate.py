@@ -1,4 +1,4 @@
-"""Triton: Eq. 3-5. S moves on, moments of every group of rows, R of every row."""
+"""Triton: Eq. 3-5. S moves on, moments of every group of rows, R of every row of a layer."""
 
 # mypy: allow-untyped-defs
 
@@ -6,9 +6,8 @@ import triton
 import triton.language as tl
 
 from . import triton_plan as plan
-from .triton_rows import KINDS, last_to_arrive, leave, publish, take_ticket, wait_for
+from .triton_rows import CHANNELS, FIRST_ROW
 
-REDUCE = tl.constexpr(plan.REDUCE)
 GROUP = tl.constexpr(plan.GROUP)
 # Of a unit, for E and for S: how many values are known, their mean, the squares of what they
 # deviate from it by, and the largest magnitude. Of a group, for either: mean and std.
@@ -17,10 +16,9 @@ EPS = tl.constexpr(2.0**-23)  # of float32
 
 
 @triton.jit
-def rows_of(group, unit, rows, N: tl.constexpr):
-    """Where the N values of a unit lie in (2, rows), and whether they are there at all."""
-    first, channels = tl.load(group), tl.load(group + 1).to(tl.int32)
-    at = unit * N + tl.arange(0, N)  # both modalities of a group, one behind the other
+def values_of(first, channels, begin, rows, N: tl.constexpr):
+    """Where N values of consecutive rows lie in (2, rows), and whether they are there at all."""
+    at = begin + tl.arange(0, N)  # both modalities, one behind the other
     is_ir = at >= channels
     return first + at + tl.where(is_ir, rows - channels, 0), at < 2 * channels
 
@@ -81,71 +79,56 @@ def is_finite(x):
     return tl.abs(x) < float("inf")
 
 
-@triton.jit(
-    do_not_specialize=[
-        "queue", "tickets", "groups", "count", "counters", "moments", "pooled", "deviation",
-        "observed", "effect", "by_effect", "by_sensitivity", "alpha", "steps", "score", "out",
-        "rows",
-    ]
-)  # fmt: skip
-def rate(
-    queue, tickets: tl.int32, groups, count: tl.int32, counters, moments, pooled,
-    deviation, observed, effect, by_effect: tl.int32, by_sensitivity: tl.int32,
-    alpha: tl.float64, steps, score, out, rows: tl.int64,
+# Functions of their own (noinline) keep their registers to themselves.
+@triton.jit(noinline=True)
+def rate_unit(
+    group, unit, moments, deviation, observed, effect, by_effect, alpha, steps, score, rows,
     N: tl.constexpr,
 ):  # fmt: skip
-    """Reliability of every row, in one launch.
+    """Eq. 4 for the N values of a unit of a group, and their moments."""
+    channels = tl.load(group + 1)
+    at, there = values_of(tl.load(group), channels, unit * N, rows, N)
+    seen = tl.load(observed + at, mask=there, other=0) != 0
+    mine = moments + (tl.load(group + 2) + unit) * 2 * MOMENTS
+    s = tl.load(score + at, mask=there, other=0)
+    before = tl.load(steps + at, mask=there, other=0)
+    d = tl.load(deviation + at, mask=there, other=0)
+    d = tl.where(before > 0, d, 0.0)  # none without a history
+    s = tl.where(seen, alpha * s + (1 - alpha) * d, s)  # Eq. 4
+    tl.store(score + at, s, mask=there)
+    tl.store(steps + at, before + tl.where(seen, 1.0, 0.0), mask=there)
+    moments_of(mine + MOMENTS, s, seen & is_finite(s))
+    if by_effect != 0:
+        e = tl.load(effect + at, mask=there, other=0)
+        moments_of(mine, e, seen & is_finite(e))
 
-    Args:
-        queue: (tickets, 2) int32, see `triton_plan.queue`.
-        groups: (count, GROUP) int64: first row, channels, first unit, units.
-        counters: 2 + 2 count int32.
-        moments: (units, 2, MOMENTS) float64.
-        pooled: (count, 2, 2) float64.
-        deviation, observed: of `RowSums`.
-        effect: (2, rows) float64, E; not read unless ``by_effect``.
-        steps, score: `Sensitivity`, written.
-        out: (2, rows) float32, R.
-        N: values of a unit.
-    """
-    arrived, ready = counters + 2, counters + 2 + count
-    ticket = take_ticket(counters)
-    while ticket < tickets:
-        what = tl.load(queue + 2 * ticket.to(tl.int64))
-        unit = tl.load(queue + 2 * ticket.to(tl.int64) + 1)
-        l, kind = what // KINDS, what % KINDS
-        group = groups + l * GROUP
-        at, there = rows_of(group, unit, rows, N)
+
+@triton.jit(noinline=True)
+def pool_group(group, moments, by_effect, out):
+    """Mean and std of a group, of E and of S, once all of its units are rated."""
+    units = tl.load(group + 3)
+    first = moments + tl.load(group + 2) * 2 * MOMENTS
+    if by_effect != 0:
+        pool(first, units, out, 256)
+    pool(first + MOMENTS, units, out + 2, 256)
+
+
+@triton.jit(noinline=True)
+def rely(
+    line, pooled, observed, effect, by_effect, by_sensitivity, score, reliability, rows,
+    N: tl.constexpr,
+):  # fmt: skip
+    """R of a layer's rows, visible to the whole block; their group is pooled."""
+    channels = tl.load(line + CHANNELS)
+    for begin in range(0, 2 * channels, N):
+        at, there = values_of(tl.load(line + FIRST_ROW), channels, begin, rows, N)
         seen = tl.load(observed + at, mask=there, other=0) != 0
-        if kind == REDUCE:
-            mine = moments + (tl.load(group + 2) + unit) * 2 * MOMENTS
-            s = tl.load(score + at, mask=there, other=0)
-            before = tl.load(steps + at, mask=there, other=0)
-            d = tl.load(deviation + at, mask=there, other=0)
-            d = tl.where(before > 0, d, 0.0)  # none without a history
-            s = tl.where(seen, alpha * s + (1 - alpha) * d, s)  # Eq. 4
-            tl.store(score + at, s, mask=there)
-            tl.store(steps + at, before + tl.where(seen, 1.0, 0.0), mask=there)
-            moments_of(mine + MOMENTS, s, seen & is_finite(s))
-            if by_effect != 0:
-                e = tl.load(effect + at, mask=there, other=0)
-                moments_of(mine, e, seen & is_finite(e))
-            units = tl.load(group + 3)
-            if last_to_arrive(arrived + l, units):
-                first = moments + tl.load(group + 2) * 2 * MOMENTS
-                if by_effect != 0:
-                    pool(first, units, pooled + l * 4, 256)
-                pool(first + MOMENTS, units, pooled + l * 4 + 2, 256)
-                publish(ready + l)
-        else:
-            wait_for(ready + l)
-            r = tl.full((N,), 1, tl.float64)
-            if by_effect != 0:
-                e = tl.load(effect + at, mask=there, other=0)
-                r *= normalised(e, seen & is_finite(e), pooled + l * 4)
-            if by_sensitivity != 0:
-                s = tl.load(score + at, mask=there, other=0, cache_modifier=".cg")
-                r *= normalised(s, seen & is_finite(s), pooled + l * 4 + 2)  # Eq. 5
-            tl.store(out + at, r.to(tl.float32), mask=there)
-        ticket = take_ticket(counters)
-    leave(counters, 2 + 2 * count)
+        r = tl.full((N,), 1, tl.float64)
+        if by_effect != 0:
+            e = tl.load(effect + at, mask=there, other=0)
+            r *= normalised(e, seen & is_finite(e), pooled)
+        if by_sensitivity != 0:
+            s = tl.load(score + at, mask=there, other=0, cache_modifier=".cg")
+            r *= normalised(s, seen & is_finite(s), pooled + 2)  # Eq. 5
+        tl.store(reliability + at, r.to(tl.float32), mask=there)
+    tl.debug_barrier()
