@@ -63,9 +63,9 @@ sanitize() {
     "$python" -m benchmarks.gpu_small
 }
 
-# What the hardware says of one correction of each contestant.
+# What the hardware says of one correction and one step of each contestant.
 profile() {
-  ncu --kernel-name regex:correct --launch-count 8 --section SpeedOfLight --section Occupancy \
+  ncu --kernel-name "regex:correct|observe|conclude" --launch-count 12 --section SpeedOfLight --section Occupancy \
     --section MemoryWorkloadAnalysis --section WarpStateStats \
     "$python" -m benchmarks.kernels --device cuda --quick --shapes "$1" --json "$2"
 }

@@ -95,6 +95,12 @@ def loud(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def far(layer: nn.Module) -> nn.Module:
+    """With outputs whose mean is ten times their spread."""
+    nn.init.constant_(layer.bias, 5.0)
+    return layer
+
+
 CASES = {
     "GroupNorm, ReLU": Case(lambda: Stream(conv(), trained(nn.GroupNorm(2, 8)), F.relu), "mixing"),
     "GroupNorm, SiLU in place": Case(
@@ -109,6 +115,9 @@ CASES = {
     ),
     "GroupNorm of single loud channels": Case(
         lambda: Stream(loud(conv()), trained(nn.GroupNorm(8, 8)), F.relu), "mixing"
+    ),
+    "GroupNorm far from zero": Case(
+        lambda: Stream(far(conv()), trained(nn.GroupNorm(2, 8)), F.relu), "mixing"
     ),
     "LayerNorm, GELU": Case(
         lambda: Stream(nn.Linear(3, 8), trained(nn.LayerNorm(8)), F.gelu), "mixing", 2, (4, 7, 3)

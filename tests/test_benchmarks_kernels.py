@@ -183,6 +183,7 @@ def test_slopes_of_known_growth() -> None:
     assert [r["slope"] for r in rows[4:]] == pytest.approx([2, 2])
 
 
+@pytest.mark.slow
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "kernels.json"
     arguments = ["--quick", "--shapes", "ladder_1M", "--threads", "1", "--json", str(path)]

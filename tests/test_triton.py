@@ -113,6 +113,7 @@ def test_ties(identify: Identify) -> None:
         torch.testing.assert_close(mine[:2], true[:2])
 
 
+@pytest.mark.slow
 def test_at_most_one_row_in_a_thousand_lies_inside_the_margin() -> None:
     counts = [compare(Triton(), *cases.twins(200, 18, seed=seed), seed) for seed in range(10)]
     rows, close = (sum(column) for column in zip(*counts, strict=True))
@@ -120,6 +121,7 @@ def test_at_most_one_row_in_a_thousand_lies_inside_the_margin() -> None:
     assert close <= rows / 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [(3, 9000), (40, 900), pytest.param((2, 70000), marks=SLOW), (700, 3)]
 )
@@ -212,6 +214,7 @@ def test_dots_of_the_observation_spare_the_correction_a_read() -> None:
         assert (lying.cosine == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_launches", [False, True])
 def test_the_same_bits_whatever_the_number_of_blocks(
     two_launches: bool, monkeypatch: pytest.MonkeyPatch

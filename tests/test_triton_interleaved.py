@@ -64,6 +64,7 @@ def forget_decisions(bucket: Bucket) -> None:
             group.counters[2 + 2 * len(group.layers) :].zero_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "resident",
     [2, pytest.param(1, marks=SLOW), pytest.param(7, marks=SLOW)],
@@ -94,6 +95,7 @@ def test_an_interleaved_correction_agrees_with_the_reference() -> None:
         compare(Triton(), *layers())
 
 
+@pytest.mark.slow
 def test_an_observation_gives_the_same_bits() -> None:
     rgb, ir = layers()
     results = []

@@ -63,6 +63,7 @@ def test_weights_and_history_may_have_types_and_strides_of_their_own(dtype: torc
     compare_observation(Triton(), rgb, ir, theta, mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 37), (5, 4, 3, 3)])
 @pytest.mark.parametrize("absent", [(0,), (1,), (0, 1)])
 def test_a_weight_that_is_not_read_counts_as_zero(

@@ -220,6 +220,7 @@ def test_groups_that_are_not_made_of_whole_pairs_are_refused() -> None:
             concluded(Triton(), buckets(), inputs(0), groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [3, pytest.param(7, marks=SLOW)])
 @pytest.mark.parametrize("two_launches", [False, pytest.param(True, marks=SLOW)])
 def test_the_same_bits_whatever_the_order_of_blocks(

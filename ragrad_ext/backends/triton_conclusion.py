@@ -13,7 +13,7 @@ from ..bucket import Bucket
 from ..rgcr import Options
 from . import triton_plan as plan
 from .contract import Rows, RowSums, Sensitivity
-from .triton_launch import Group, Record, Work, on_device, triton_types
+from .triton_launch import Group, Record, Work, how_to_correct, on_device
 
 VALUES = 1024  # of a unit of RATE
 
@@ -167,8 +167,6 @@ class Conclusion(Work):
     ) -> tuple[Any, ...]:
         """Of the kernel, in its order; ``values`` from ``deviation`` to ``dots``."""
         group, queue, counters, rated = launch
-        cosine, gap, mask, strength = record
-        dtype = self.types(group.layers[0])[0]
         return (
             queue,
             len(queue),
@@ -183,19 +181,7 @@ class Conclusion(Work):
             *values,
             self.scales,
             self.conflicts,
-            self.layout.rows,
-            options.eps,
-            int(options.identify == "dual"),
-            int(options.resolve == "blend"),
-            cosine,
-            gap,
-            mask.view(torch.int8),
-            strength,
-            *triton_types(dtype),
-            torch.finfo(dtype).max,
-            group.walk,
-            group.vector,
-            group.tile,
+            *how_to_correct(group, self.layout.rows, record, options),
             VALUES,
         )
 

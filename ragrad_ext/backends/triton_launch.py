@@ -236,8 +236,6 @@ class Correction(Work):
         reliability: Tensor,
         options: Options,
     ) -> tuple[Any, ...]:
-        cosine, gap, mask, strength = record
-        dtype = self.types(group.layers[0])[0]
         return (
             queue,
             len(queue),
@@ -250,19 +248,7 @@ class Correction(Work):
             self.scales,
             self.conflicts,
             reliability,
-            self.layout.rows,
-            options.eps,
-            int(options.identify == "dual"),
-            int(options.resolve == "blend"),
-            cosine,
-            gap,
-            mask.view(torch.int8),
-            strength,
-            *triton_types(dtype),
-            torch.finfo(dtype).max,
-            group.walk,
-            group.vector,
-            group.tile,
+            *how_to_correct(group, self.layout.rows, record, options),
         )
 
     def arguments_to_compile_for(self) -> Iterator[tuple[Any, Group, tuple[Any, ...]]]:
@@ -337,6 +323,28 @@ class Observation(Work):
         )
         for group in self.groups:
             yield triton_observe.observe, group, self._arguments(group, sums, None)
+
+
+def how_to_correct(group: Group, rows: int, record: Record, options: Options) -> tuple[Any, ...]:
+    """The last arguments of a kernel that corrects: options, record, and what it is made for."""
+    cosine, gap, mask, strength = record
+    dtype = group.layers[0].dtypes[0]
+    assert dtype is not None
+    return (
+        rows,
+        options.eps,
+        int(options.identify == "dual"),
+        int(options.resolve == "blend"),
+        cosine,
+        gap,
+        mask.view(torch.int8),
+        strength,
+        *triton_types(dtype),
+        torch.finfo(dtype).max,
+        group.walk,
+        group.vector,
+        group.tile,
+    )
 
 
 def triton_types(*dtypes: torch.dtype) -> tuple[Any, ...]:

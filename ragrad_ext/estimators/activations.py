@@ -13,7 +13,7 @@ from .graph import Node, saved
 
 Function = Callable[[Tensor], Tensor]
 
-HOMOGENEOUS = ("ReluBackward", "LeakyReluBackward")  # f(c z) = c f(z) for c > 0
+HOMOGENEOUS = ("ReluBackward", "LeakyReluBackward")
 FUNCTIONS: dict[str, Callable[[Node], Function]] = {
     "ReluBackward": lambda node: F.relu,
     "LeakyReluBackward": lambda node: partial(
@@ -39,6 +39,11 @@ def function_of(node: Node) -> Function | None:
     """The activation that ``node`` differentiates; None for anything else."""
     make = FUNCTIONS.get(node.name().rstrip("0123456789"))
     return None if make is None else make(node)
+
+
+def is_homogeneous(node: Node) -> bool:
+    """Whether ``f(c z) = c f(z)`` for c > 0, and so ``f(z) = z f'(z)``."""
+    return node.name().startswith(HOMOGENEOUS)
 
 
 def output_of(node: Node) -> Callable[[], Tensor] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import output_of
+from .activations import is_homogeneous, output_of
 from .gate_places import Place
 from .graph import Node, saved
 
@@ -94,6 +94,9 @@ class _Mixing:
 
         mean' - mean = d = (s r - sum c_i) / n
         1 / rstd'^2 = 1 / rstd^2 + (s r^2 - sum c_i^2) / n - d^2
+
+    Activations are read as often as there are sums over them, and nothing of their size is made:
+    sums over c come from sums over the input itself.
     """
 
     def __init__(self, place: Place, channels: int, add: Add) -> None:
@@ -107,13 +110,13 @@ class _Mixing:
         self.shift = self._per_channel(0.0 if place.shift is None else place.shift, device)
         self.bias = self._per_channel(0.0 if place.bias is None else place.bias, device)
         self.x = saved(norm, "input")
-        self.parts: Any = None
-        self.own: Tensor | None = None
         self.done = False
         self.add = add
+        self.function: Any = None
         if activation is not None:
-            self.function: Any = place.function
-            self.output: Any = output_of(activation)
+            self.function = place.function
+            # of a homogeneous f, a da = z dz: a norm's output by what the norm sums up anyway
+            self.output = None if is_homogeneous(activation) else output_of(activation)
             activation.register_prehook(self._at_activation)
         norm.register_prehook(self._at_norm)
 
@@ -121,42 +124,41 @@ class _Mixing:
         full = torch.as_tensor(value, device=device).detach().float()
         return full.expand(self.shape[1] * self.shape[2]).view(self.shape[1:3])
 
-    def _without(self) -> tuple[Tensor, Tensor, Tensor]:
-        """c, d and rstd', the latter two per sample and channel removed; once a backward."""
-        if self.x is not None:
-            c = self.x.reshape(self.shape).float() - self.mean[..., None]
-            s, n = c.shape[3], c.shape[2] * c.shape[3]
-            r = self.bias - self.mean
-            d = (s * r - _sum(c)) / n
-            variance = self.rstd**-2 + (s * r**2 - _dot(c, c)) / n - d**2
-            # a group of one channel has no spread without it: 0, but for rounding
-            self.parts = c, d, variance.clamp(min=1e-6 * self.rstd**-2).rsqrt()
-            self.x = None
-        return self.parts
-
     @torch.no_grad()
     def _at_activation(self, grads: Grads) -> None:
         if self.done or grads[0] is None:
             return
-        _, d, rstd = self._without()
-        left = (self.bias - self.mean - d) * rstd * self.gain + self.shift
-        a, da = self.output().reshape(self.shape), grads[0].reshape(self.shape)
-        self.own = self.function(left) * _sum(da) - _dot(a, da)
+        da = grads[0].reshape(self.shape).float()
+        self.da = _sum(da)
+        self.a_da = None if self.output is None else _dot(self.output().reshape(self.shape), da)
         self.output = None
 
     @torch.no_grad()
     def _at_norm(self, grads: Grads) -> None:
         if self.done or grads[0] is None:
             return
-        c, d, rstd = self._without()
-        g = grads[0].reshape(self.shape)
-        u, uc = _sum(g) * self.gain, _dot(g, c) * self.gain
+        assert self.x is not None
+        x, g = (t.reshape(self.shape).float() for t in (self.x, grads[0]))
+        s, n = x.shape[3], x.shape[2] * x.shape[3]
+        sum_x, sum_g = _sum(x), _sum(g)
+        sum_c = sum_x - s * self.mean
+        sum_cc = _dot(x, x) - self.mean * (2 * sum_x - s * self.mean)
+        u, uc = sum_g * self.gain, (_dot(x, g) - self.mean * sum_g) * self.gain
+        r = self.bias - self.mean
+        d = (s * r - sum_c) / n
+        variance = self.rstd**-2 + (s * r**2 - sum_cc) / n - d**2
+        # a group of one channel has no spread without it: 0, but for rounding
+        rstd = variance.clamp(min=1e-6 * self.rstd**-2).rsqrt()
         others, others_c = (t.sum(2, keepdim=True) - t for t in (u, uc))
         effect = rstd * (others_c - d * others) - self.rstd * others_c
-        own = rstd * (self.bias - self.mean - d) * u - self.rstd * uc
-        effect += own if self.own is None else self.own
+        left, z_dz = rstd * (r - d), self.rstd * uc  # without the shift
+        if self.function is None:
+            effect += left * u - z_dz
+        else:
+            a_da = z_dz + self.shift * sum_g if self.a_da is None else self.a_da
+            effect += self.function((left * self.gain + self.shift).float()) * self.da - a_da
         self.add(effect.sum(0, dtype=torch.float64).view(1, -1))
-        self.done, self.parts = True, None
+        self.done, self.x = True, None
 
 
 def _statistics(norm: Node) -> tuple[Tensor, Tensor]:

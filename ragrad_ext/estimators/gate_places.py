@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..twins import Twins
-from .activations import FUNCTIONS, HOMOGENEOUS, Function, function_of, output_of
+from .activations import FUNCTIONS, Function, function_of, is_homogeneous, output_of
 from .graph import Node, Users, saved, shape_of
 
 Kind = Literal["gain", "norm", "mixing", "activation", "row"]
@@ -208,7 +208,7 @@ class _Walk:
             ahead = _only_user(ahead, self.users)
         if ahead is not None and not fixed_map and _of_this_batch(ahead):
             return self._own_statistics(ahead)
-        if _is(node, HOMOGENEOUS) and not fixed_map and self._bias() == (True, None):
+        if is_homogeneous(node) and not fixed_map and self._bias() == (True, None):
             return Place("row", "no bias: as good as behind the activation")
         if output_of(node) is None:
             return Place("row", NOT_READABLE)

@@ -99,6 +99,7 @@ def test_the_table_by_hand() -> None:
 METRICS = ("AP", "AP50", "AP75")
 
 
+@pytest.mark.slow
 def test_without_the_extra_commands_say_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['torchvision'] = None\n"

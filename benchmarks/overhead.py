@@ -1,0 +1,115 @@
+"""What RaGrad adds to a whole training step, in time and in peak memory: a two-stream FCOS.
+
+A step is forward, backward, correction and AdamW, on generated images. All contestants take one
+step in turn, on the same model and batch, and a round is compared within itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ragrad_ext import RaGrad
+from ragrad_ext.detection.data import Scenes, collate
+from ragrad_ext.detection.model import build
+
+from . import record
+from .costs import peak_bytes, timed
+from .subjects import freeze_
+
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "RaGrad": {},
+    "RaGrad, history in bfloat16": {"history_dtype": torch.bfloat16},
+    "RaGrad, without sensitivity": {"reliability": "effectiveness"},
+}
+NORMS = ("batch", "frozen")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
+    parser.add_argument("--backbone", default="resnet50", choices=("light", "resnet18", "resnet50"))
+    parser.add_argument("--norms", nargs="+", default=list(NORMS), choices=NORMS)
+    parser.add_argument("--batches", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 512), help="width and height")
+    parser.add_argument("--rounds", type=int, default=9, help="timed, after one that is not")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for norm in args.norms:
+        for images in args.batches:
+            rows += overhead(args.backbone, norm, images, tuple(args.size), args.rounds)
+            record.write(args.json, "benchmarks.overhead", rows)
+            print(rows[-1], flush=True)
+    print(f"written to {args.json}")
+
+
+def overhead(
+    backbone: str, norm: str, images: int, size: tuple[int, int], rounds: int
+) -> list[dict[str, Any]]:
+    """One row per contestant; times and bytes of the plain step are in each."""
+    torch.manual_seed(0)
+    data = Scenes(images, size=size)
+    batch = collate([data[i] for i in range(images)])
+    model: Any = build("fcos", backbone, len(data.classes))
+    if norm == "frozen":
+        freeze_(model.backbone)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step(ragrad: RaGrad | None) -> None:
+        optimizer.zero_grad()
+        loss = torch.stack(list(model(*batch).values())).sum()
+        if ragrad is None:
+            loss.backward()
+        else:
+            ragrad.backward(loss)
+            ragrad.correct_()
+        optimizer.step()
+
+    def anew(how: dict[str, Any]) -> RaGrad:
+        return RaGrad(model.backbone.rgb, model.backbone.ir, **how)
+
+    contestants = {name: anew(how) for name, how in CONTESTANTS.items()}
+    step(None)
+    for ragrad in contestants.values():
+        step(ragrad)
+    plain, added = [], {name: list[float]() for name in contestants}
+    for _ in range(rounds):
+        plain.append(timed(partial(step, None)))
+        for name, ragrad in contestants.items():
+            added[name].append(timed(partial(step, ragrad)) / plain[-1] - 1)
+    held = resident(model, optimizer)
+    del contestants, ragrad
+    base = held + peak_bytes(model, partial(step, None))
+
+    def first_step(how: dict[str, Any]) -> None:
+        step(anew(how))  # so that what is kept from step to step is counted
+
+    return [
+        {
+            "backbone": backbone, "norm": norm, "images": images, "size": list(size),
+            "contestant": name, "step_seconds": statistics.median(plain), "step_bytes": base,
+            "added_time": statistics.median(added[name]), "rounds": sorted(added[name]),
+            "added_memory": (held + peak_bytes(model, partial(first_step, how))) / base - 1,
+        }
+        for name, how in CONTESTANTS.items()
+    ]  # fmt: skip
+
+
+def resident(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what is there between steps, gradients aside."""
+    state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    return sum(
+        t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers(), *state)
+    )
+
+
+if __name__ == "__main__":
+    main()
