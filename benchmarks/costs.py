@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ragrad_ext import Effectiveness, FirstOrder, RaGrad
@@ -36,14 +37,14 @@ def cost(subject: Subject, estimators: Estimators, repeats: int) -> dict[str, An
             samples[name].append((seconds - without) / plain)
     tensors = [*subject.model.parameters(), *subject.model.buffers()]
     resident = sum(t.numel() * t.element_size() for t in tensors)
-    whole = resident + peak_bytes(subject, lambda: _plain(subject))
-    without_ = peak_bytes(subject, lambda: step(subject, free))
+    whole = resident + peak_bytes(subject.model, lambda: _plain(subject))
+    without_ = peak_bytes(subject.model, lambda: step(subject, free))
     return {
         "step_seconds": statistics.median(base),
         "step_bytes": whole,
         "added_steps": {name: statistics.median(x) for name, x in samples.items()},
         "added_memory": {
-            name: (peak_bytes(subject, partial(step, subject, ragrad)) - without_) / whole
+            name: (peak_bytes(subject.model, partial(step, subject, ragrad)) - without_) / whole
             for name, ragrad in all_.items()
         },
     }
@@ -55,12 +56,12 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(subject: Subject, work: Callable[[], object]) -> int:
+def peak_bytes(model: nn.Module, work: Callable[[], object]) -> int:
     """The most that torch's CPU allocator held during ``work``, beyond what it held before.
 
     There are no gradients before, so those of the step count.
     """
-    subject.model.zero_grad()
+    model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
     assert found.profiler is not None

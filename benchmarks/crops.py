@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,34 @@ SIDE = 32
 def flir(path: Path, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """n random crops of `flir_crops.npz`: images (n, 4, 32, 32) in [0, 1], labels (n,) 0, 1, 2."""
     with np.load(path, allow_pickle=False) as data:
-        rows = np.random.default_rng(seed).choice(len(data["label"]), n, replace=False)
-        rgb, ir, label = data["rgb"][rows], data["ir"][rows], data["label"][rows]
+        found = _taken(data, np.random.default_rng(seed).choice(len(data["label"]), n, False))
+    return found.images, found.labels
+
+
+class Crops(NamedTuple):
+    """Images (n, 4, 32, 32) in [0, 1], labels (n,) 0, 1, 2 and whether each is of a night."""
+
+    images: Tensor
+    labels: Tensor
+    night: Tensor
+
+
+def split(path: Path, seed: int = 0) -> tuple[Crops, Crops]:
+    """All crops of `flir_crops.npz`, those to learn (in random order) and the held-out ones."""
+    with np.load(path, allow_pickle=False) as data:
+        held_out = data["val"].astype(bool)
+        rows = np.random.default_rng(seed).permutation(np.flatnonzero(~held_out))
+        return _taken(data, rows), _taken(data, np.flatnonzero(held_out))
+
+
+def _taken(data: Any, rows: Any) -> Crops:
+    rgb, ir, label, night = (data[name][rows] for name in ("rgb", "ir", "label", "night"))
     image = np.concatenate([rgb.transpose(0, 3, 1, 2), ir[:, None]], 1)
-    return torch.from_numpy(image).float() / 255, torch.from_numpy(label).long()
+    return Crops(
+        torch.from_numpy(image).float() / 255,
+        torch.from_numpy(label).long(),
+        torch.from_numpy(night).bool(),
+    )
 
 
 def generated(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -124,11 +124,29 @@ def classifier(model: Any, lr: float, seed: int, sizes: Sizes, data: Data) -> Su
     )
 
 
+class Kept:
+    """A function whose first result, while ``on``, is its result until it is forgotten."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.on, self.result = function, False, None
+
+    def __call__(self, *args: Any) -> Any:
+        if not self.on:
+            return self.function(*args)
+        if self.result is None:
+            self.result = self.function(*args)
+        return self.result
+
+
 def faster_rcnn(seed: int, sizes: Sizes, data: Data) -> Subject:
     """Faster R-CNN on ResNet-18 twins whose BatchNorm was frozen before training.
 
     The frozen statistics are those of the first images under the initial weights: detectors usually
     take them from pretraining, which there is none of here.
+
+    Regions proposed and sampled for the judged loss are those of the network as it stands, whatever
+    is then removed from it or moved: no gradient goes through their choice, and a loss of other
+    regions differs by more than what a channel does.
     """
     pairs = open_data(
         data.pairs, "train", labels=data.labels,
@@ -155,12 +173,23 @@ def faster_rcnn(seed: int, sizes: Sizes, data: Data) -> Subject:
     def loss_of(batch: Any) -> Tensor:
         return torch.stack(list(model(*batch).values())).sum()
 
+    regions = [Kept(model.rpn.filter_proposals)]
+    regions += [Kept(part.fg_bg_sampler) for part in (model.rpn, model.roi_heads)]
+    model.rpn.filter_proposals = regions[0]
+    model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = regions[1:]
+
     def loss() -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # the regions that are sampled for the loss
+        for part in regions:
+            part.on = True
+        try:
             return loss_of(held_out)
+        finally:
+            for part in regions:
+                part.on = False
 
     def train() -> None:
+        for part in regions:
+            part.result = None
         for batch in torch.tensor(trained)[torch.randperm(len(trained), generator=draw)].split(4):
             optimizer.zero_grad()
             loss_of(collate([pairs[int(i)] for i in batch])).backward()

@@ -1,7 +1,7 @@
-"""Write the tables of README.md and docs/findings.md, and the plot, anew from the result files.
+"""Write the tables of README.md and docs/, and the plots, anew from the result files.
 
 Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. With ``--check`` nothing
-is written; the exit code says whether every table is what its result file says. (The plot is not
+is written; the exit code says whether every table is what its result file says. (Plots are not
 compared: another matplotlib draws the same picture in other bytes.)
 """
 
@@ -16,75 +16,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import effectiveness_plot, effectiveness_tables, kernel_tables, plots
+from . import effectiveness_plot, effectiveness_tables, kernel_tables, plots, training_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "kernels.svg"
 FRONTIER = ROOT / "docs" / "effectiveness.svg"
-PAGES = ("README.md", "docs/findings.md")
+PAGES = ("README.md", "docs/effectiveness.md", "docs/findings.md")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def effectiveness() -> str:
-    """Median Spearman correlation over data, seeds and stages, and the cost, per estimator."""
-    rows = [r for r in judged() if effectiveness_tables.is_small(r)]
-    scores = [r for r in rows if "spearman" in r]
-    costs = {r["norm"]: r["added_steps"] for r in rows if "added_steps" in r}
-    norms = list(costs)
-    lines = [
-        "| estimator | BatchNorm | GroupNorm | no norm | top 20 % found | a refresh costs |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in dict.fromkeys(r["estimator"] for r in scores):
-        mine = [r for r in scores if r["estimator"] == name]
-        cells = [spread([r["spearman"] for r in mine if r["norm"] == norm]) for norm in norms]
-        overlap = statistics.median(r["top_overlap"] for r in mine)
-        added = statistics.median(costs[norm][name] for norm in norms)
-        price = "nothing measurable" if added < 0.05 else f"{added:.1f} steps"
-        lines.append(f"| {name} | {' | '.join(cells)} | {100 * overlap:.0f} % | {price} |")
-    return "\n".join(lines)
-
-
-def effectiveness_by_stage() -> str:
-    """Median Spearman correlation over seeds: data and norm down, estimators across, by epoch."""
-    small = [r for r in judged() if effectiveness_tables.is_small(r)]
-    scores = [r for r in small if "spearman" in r]
-    names = list(dict.fromkeys(r["estimator"] for r in scores))
-    lines = ["| crops | norm | epoch | " + " | ".join(names) + " |"]
-    lines.append("| --- " * (3 + len(names)) + "|")
-    for key in dict.fromkeys((r["data"], r["norm"], r["epoch"]) for r in scores):
-        group = [r for r in scores if (r["data"], r["norm"], r["epoch"]) == key]
-        medians = [
-            statistics.median(r["spearman"] for r in group if r["estimator"] == n) for n in names
-        ]
-        lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {' | '.join(map(two, medians))} |")
-    return "\n".join(lines)
 
 
 def gates() -> str:
     """Median Spearman correlation over seeds: what follows a row, by the place of its gate."""
-    rows = load("gates")["rows"]
+    found = rows("gates")
     names = ["row", "gain", "norm", "activation", "Gate"]
     lines = ["| behind the row | epochs | " + " | ".join(names) + " |"]
     lines.append("| --- " * (2 + len(names)) + "|")
-    for kind, epochs in dict.fromkeys((r["kind"], r["epochs"]) for r in rows):
-        group = [r["spearman"] for r in rows if (r["kind"], r["epochs"]) == (kind, epochs)]
+    for kind, epochs in dict.fromkeys((r["kind"], r["epochs"]) for r in found):
+        group = [r["spearman"] for r in found if (r["kind"], r["epochs"]) == (kind, epochs)]
         medians = [two(statistics.median(scores[n] for scores in group)) for n in names]
         lines.append(f"| {kind} | {epochs} | {' | '.join(medians)} |")
-    return "\n".join(lines)
-
-
-def degraded() -> str:
-    """P(rgb > ir) by what is degraded, median and range over seeds, at the last epoch."""
-    rows = load("degraded")["rows"]
-    last = max(r["epoch"] for r in rows)
-    names = {"both": "R", "effectiveness": "E^", "sensitivity": "S^"}
-    lines = ["| degraded | " + " | ".join(f"P({n}: rgb > ir)" for n in names.values()) + " |"]
-    lines.append("| --- " * (1 + len(names)) + "|")
-    for which in dict.fromkeys(r["degraded"] for r in rows):
-        mine = [r for r in rows if r["degraded"] == which and r["epoch"] == last]
-        lines.append(f"| {which} | {' | '.join(spread([r[n] for r in mine]) for n in names)} |")
     return "\n".join(lines)
 
 
@@ -107,28 +58,43 @@ def msrs() -> str:
     return "\n".join(lines)
 
 
+IN_README = (
+    "Gate",
+    "FirstOrder",
+    "Hutchinson, 1 probe",
+    "Hutchinson, 16 probes",
+    "FiniteDifference, 16 probes",
+    "RowQuadratic, 4 probes",
+    "GaussNewtonBartlett, 1 draw",
+)
+
 TABLES: dict[str, Callable[[], str]] = {
-    "effectiveness": effectiveness,
-    "effectiveness-by-stage": effectiveness_by_stage,
     "gates": gates,
+    "effectiveness": lambda: effectiveness_tables.brief(judged(), IN_README),
+    "effectiveness-judged": lambda: effectiveness_tables.judged(judged()),
     "effectiveness-networks": lambda: effectiveness_tables.agreement(judged()),
     "effectiveness-overlap": lambda: effectiveness_tables.overlap(judged()),
     "effectiveness-stages": lambda: effectiveness_tables.by_stage(judged()),
     "effectiveness-price": lambda: effectiveness_tables.price(judged()),
-    "degraded": degraded,
+    "degraded": lambda: training_tables.degraded(rows("degraded")),
+    "degraded-depth": lambda: training_tables.degraded_by_depth(rows("degraded")),
+    "overhead": lambda: training_tables.overhead(rows("overhead")),
+    "classify": lambda: training_tables.classify(rows("classify")),
     "msrs": msrs,
-    "kernels": lambda: kernel_tables.contestants(kernels()),
-    "kernels-models": lambda: kernel_tables.models(kernels()),
-    "kernels-growth": lambda: kernel_tables.growth(kernels()),
-    "kernels-host": lambda: kernel_tables.host(kernels("kernels_cpu_host")),
+    "kernels": lambda: kernel_tables.contestants(rows("kernels_cpu")),
+    "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu")),
+    "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu")),
+    "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
+# One command each, so that they can run side by side.
+JUDGED = ("resnet18_batch", "resnet18_group", "vit")  # the last, and small ones
 
 
 def judged() -> list[dict[str, Any]]:
-    return list(load("effectiveness")["rows"])
+    return [row for name in JUDGED for row in rows(f"effectiveness_{name}")]
 
 
-def kernels(name: str = "kernels_cpu") -> list[dict[str, Any]]:
+def rows(name: str) -> list[dict[str, Any]]:
     return list(load(name)["rows"])
 
 
@@ -166,9 +132,8 @@ def main() -> int:
             if not check:
                 page.write_text(new)
     if not check:
-        plots.kernels(kernels(), PLOT)
-        if effectiveness_tables.of_networks(judged()):
-            effectiveness_plot.frontier(judged(), FRONTIER)
+        plots.kernels(rows("kernels_cpu"), PLOT)
+        effectiveness_plot.frontier(judged(), FRONTIER)
     if stale:
         print(f"{'stale' if check else 'rewritten'}: {', '.join(stale)}")
     return int(check and bool(stale))

@@ -85,7 +85,7 @@ def classify(rows: list[Row]) -> str:
 
 
 def overhead(rows: list[Row]) -> str:
-    """What is added to a step: norms and batches down, contestants across."""
+    """What a step takes more: RaGrad's own calls, and the rounds' differences; and memory."""
     names = list(dict.fromkeys(r["contestant"] for r in rows))
     heads = " | ".join(f"{n}: time | memory" for n in names)
     lines = [f"| BatchNorm | images | a plain step | {heads} |"]
@@ -96,7 +96,9 @@ def overhead(rows: list[Row]) -> str:
         cells = [f"{plain['step_seconds']:.1f} s, {plain['step_bytes'] / 2**30:.1f} GiB"]
         for name in names:
             r = mine[name]
-            cells += [f"{100 * r['added_time']:+.1f} %", f"{100 * r['added_memory']:+.1f} %"]
+            low, high = (f"{100 * r['rounds'][end]:+.0f}" for end in (0, -1))
+            cells.append(f"{100 * r['own_time']:.2f} %; {low} to {high} %")
+            cells.append(f"{100 * r['added_memory']:+.1f} %")
         norm = {"batch": "trained", "frozen": "frozen"}[key[0]]
         lines.append(f"| {norm} | {key[1]} | {' | '.join(cells)} |")
     return "\n".join(lines)

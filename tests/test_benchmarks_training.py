@@ -145,10 +145,11 @@ def test_tables_by_hand() -> None:
     ]
     rows = [
         {"norm": "frozen", "images": 8, "contestant": "RaGrad", "step_seconds": 2.04,
-         "step_bytes": 3 * 2**30, "added_time": 0.012, "added_memory": 0.03}
+         "step_bytes": 3 * 2**30, "own_time": 0.0123, "rounds": [-0.02, 0.0, 0.04],
+         "added_memory": 0.03}
     ]  # fmt: skip
     assert training_tables.overhead(rows).splitlines() == [
         "| BatchNorm | images | a plain step | RaGrad: time | memory |",
         "| --- | --- | --- | --- | --- |",
-        "| frozen | 8 | 2.0 s, 3.0 GiB | +1.2 % | +3.0 % |",
+        "| frozen | 8 | 2.0 s, 3.0 GiB | 1.23 %; -2 to +4 % | +3.0 % |",
     ]
