@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .effectiveness_tables import Row, of_networks
+from .effectiveness_tables import Row, of_networks, title
 
 DEFAULT, OTHER, FRONTIER = "#e0700f", "#6482a6", "#1b2430"
 LEAST = 0.05  # steps: what one step differs from the next by, and more
@@ -48,7 +48,7 @@ def _panel(axes: Axes, network: str, added: dict[str, float], scores: dict[str, 
     axes.step(x, y, where="post", color=FRONTIER, linewidth=0.8)
     axes.set(xscale="log", xlabel=f"a refresh adds, in steps (at least {LEAST})")
     axes.set_xlim(right=20 * max(added.values()))  # room for the names
-    axes.set_title(network, loc="left")
+    axes.set_title(title(network), loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -76,7 +76,9 @@ def test_regions_of_a_detector_are_held_until_it_learns() -> None:
     assert moved != first
     assert it.model.rpn.filter_proposals.result is proposals  # type: ignore[union-attr]
     weight.copy_(old)
+    state = torch.get_rng_state()
     assert float(it.loss()) == first
+    assert torch.equal(torch.get_rng_state(), state)
     it.train()
     it.loss()
     assert it.model.rpn.filter_proposals.result is not proposals  # type: ignore[union-attr]
