@@ -55,7 +55,7 @@ def models(rows: list[Row]) -> str:
         "| --- " * 8 + "|",
     ]
     for shape, label in MODELS.items():
-        for dtype in dtypes(pick(mine, shape=shape)):
+        for dtype in dtypes(pick(mine, shape=shape)):  # none of a model that the file lacks
             of = pick(mine, shape=shape, dtype=dtype)
             cells = [cell(of, kind="correct", conflicts=c) for c in (0.0, 0.1, 0.25)]
             cells.append(cell(of, kind="step", conflicts=0.1))

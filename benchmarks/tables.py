@@ -83,6 +83,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "msrs": msrs,
     "kernels": lambda: kernel_tables.contestants(rows("kernels_cpu")),
     "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu")),
+    "kernels-again": lambda: kernel_tables.models(rows("kernels_cpu_resnet50")),
     "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu")),
     "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
