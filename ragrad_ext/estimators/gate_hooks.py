@@ -95,8 +95,8 @@ class _Mixing:
         mean' - mean = d = (s r - sum c_i) / n
         1 / rstd'^2 = 1 / rstd^2 + (s r^2 - sum c_i^2) / n - d^2
 
-    Activations are read as often as there are sums over them, and nothing of their size is made:
-    sums over c come from sums over the input itself.
+    Sums over c come from sums over the input itself, so that nothing of an activation's size is
+    made (but a float32 copy of one of lower precision).
     """
 
     def __init__(self, place: Place, channels: int, add: Add) -> None:
