@@ -13,7 +13,7 @@ from ..bucket import Bucket
 from ..rgcr import Options
 from . import triton_plan as plan
 from .contract import Rows, RowSums, Sensitivity
-from .triton_launch import Group, Record, Work, how_to_correct, on_device
+from .triton_launch import Correcting, Group, Record, Work, how_to_correct, on_device
 
 VALUES = 1024  # of a unit of RATE
 
@@ -74,25 +74,18 @@ class Rating:
             self.launches += [Launch(group, group.upload(q), counters, count) for q in queues]
 
 
-class Conclusion(Work):
+class Conclusion(Correcting):
     """Eq. 6-10 from given dots, and Eq. 3-5 before, unless R is given."""
 
-    operands, sums = 2, 0
+    sums = 0
 
     def __init__(self, bucket: Bucket, operands: Sequence[Rows]) -> None:
         super().__init__(bucket, operands)
-        rows, device = bucket.layout.rows, bucket.device
-        self.warps = self.tuned.correct_warps
-        self.scales = torch.empty(rows, 2, dtype=torch.float64, device=device)
-        self.conflicts = torch.empty(rows, dtype=torch.int64, device=device)
-        none = torch.zeros(1, dtype=torch.float64, device=device)
+        none = torch.zeros(1, dtype=torch.float64, device=bucket.device)
         self.none = none
         self.unrated = none, none.bool().view(torch.int8), none, 0, 0, 0.0, none, none
         # nothing is replaced here: a CUDA graph may come back to it
         self.ratings: dict[tuple[tuple[int, ...], bool], Rating] = {}
-
-    def types(self, layer: plan.Layer) -> tuple[torch.dtype, ...]:
-        return layer.dtypes[:1]  # type: ignore[return-value]
 
     def run(
         self,

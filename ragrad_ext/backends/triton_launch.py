@@ -189,21 +189,31 @@ class Work(ABC):
                     getattr(one, "run", None)  # loads it onto the device
 
 
-class Correction(Work):
-    """Eq. 6-10 from a given R."""
+class Correcting(Work):
+    """What Eq. 6-10 need of gradients, wherever the dots come from."""
 
-    operands, sums = 2, 3
+    operands = 2
 
     def __init__(self, bucket: Bucket, operands: Sequence[Rows]) -> None:
         super().__init__(bucket, operands)
         rows, device = bucket.layout.rows, bucket.device
         self.warps = self.tuned.correct_warps
-        self.dots = torch.empty(rows, 3, dtype=torch.float64, device=device)
         self.scales = torch.empty(rows, 2, dtype=torch.float64, device=device)
         self.conflicts = torch.empty(rows, dtype=torch.int64, device=device)
 
     def types(self, layer: plan.Layer) -> tuple[torch.dtype, ...]:
         return layer.dtypes[:1]  # type: ignore[return-value]
+
+
+class Correction(Correcting):
+    """Eq. 6-10 from a given R."""
+
+    sums = 3
+
+    def __init__(self, bucket: Bucket, operands: Sequence[Rows]) -> None:
+        super().__init__(bucket, operands)
+        rows = bucket.layout.rows
+        self.dots = torch.empty(rows, 3, dtype=torch.float64, device=bucket.device)
 
     def run(
         self,
