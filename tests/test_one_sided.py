@@ -51,7 +51,7 @@ def test_one_sided_differences_that_turn_within_a_step_lose_that_refresh() -> No
 def test_one_sided_differences_are_central_where_gradients_are_means_of_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ragrad_ext.estimators.probed._alone", lambda: False)
+    monkeypatch.setattr("ragrad_ext.estimators.probed.several", lambda: True)
     one, two = FiniteDifference(sides=1, every=1), FiniteDifference(every=1)
     for estimator in (one, two):
         model, ragrad = watched(estimator)

@@ -18,6 +18,7 @@ from .gate_hooks import effect, hook
 from .gate_places import ABSENT, HIDDEN, Place, find_places
 from .gate_report import counts, table
 from .graph import consumers
+from .processes import mean_over, several
 
 
 class Key(NamedTuple):
@@ -134,8 +135,7 @@ class Gate(Effectiveness):
         """Why no hooks are used, if so."""
         if not self.hooks:
             return "needs a hook, and hooks=False"
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several and self.group is None:
+        if several() and self.group is None:
             return "needs a hook, for which several processes need Gate(group=...)"
         return None
 
@@ -185,12 +185,9 @@ class Gate(Effectiveness):
     def _average_over_processes(self) -> None:
         if self.group is None or not self._sums:
             return
-        keys = sorted(self._sums)
-        flat = torch.cat([self._sums[key].flatten() for key in keys])
-        dist.all_reduce(flat, group=self.group)
-        flat /= dist.get_world_size(self.group)
-        for key, part in zip(keys, flat.split([self._sums[k].numel() for k in keys]), strict=True):
-            self._sums[key] = part.view_as(self._sums[key])
+        keys = sorted(self._sums)  # the same order everywhere
+        means = mean_over(self.group, [self._sums[key] for key in keys])
+        self._sums = dict(zip(keys, means, strict=True))
 
     def summary(self) -> str:
         """In one line, how many rows have which kind of gate."""

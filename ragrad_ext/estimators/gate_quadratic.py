@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch import distributed as dist
 
 from ..backends.contract import RowSums
 from ..bucket import Bucket
@@ -26,7 +27,7 @@ class GateQuadratic(Probed):
     Args:
         probes: products per refresh.
         product, step: as in `Probed`.
-        every, average, spread, seed: as in `Refreshed`.
+        every, average, spread, seed, group: as in `Refreshed`.
 
     Attributes:
         gate: the `Gate` that gives the first order and finds the gains.
@@ -42,12 +43,13 @@ class GateQuadratic(Probed):
         average: float = 0.0,
         spread: int = 1,
         seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             probes, form="rows", product=product, step=step,
-            every=every, average=average, spread=spread, seed=seed,
+            every=every, average=average, spread=spread, seed=seed, group=group,
         )  # fmt: skip
-        self.gate = Gate()
+        self.gate = Gate(group=group)
 
     def bind(self, twins: Twins) -> None:
         super().bind(twins)

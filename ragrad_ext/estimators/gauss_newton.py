@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from .effectiveness import Closure
 from .probes import mixed
@@ -36,7 +37,7 @@ class GaussNewtonBartlett(Refreshed):
 
     Args:
         probes: draws of labels per refresh.
-        every, average, spread, seed: as in `Refreshed`; ``seed`` is of the labels.
+        every, average, spread, seed, group: as in `Refreshed`; ``seed`` is of the labels.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class GaussNewtonBartlett(Refreshed):
         average: float = 0.0,
         spread: int = 1,
         seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(every=every, average=average, spread=spread, seed=seed)
+        super().__init__(every=every, average=average, spread=spread, seed=seed, group=group)
         self.probes = check_probes(probes)
 
     def from_graph(self, loss: Tensor, closure: Closure | None) -> Tensor:
@@ -59,7 +61,7 @@ class GaussNewtonBartlett(Refreshed):
         for _ in range(self.probes):
             with undisturbed(twins.device), torch.enable_grad():
                 # or labels would repeat wherever nothing else draws between refreshes
-                _seed(twins.device, mixed(self.seed, self.draws))
+                _seed(twins.device, mixed(self.own_seed, self.draws))
                 # the graph may be the step's own, whose backward is still to come
                 found = torch.autograd.grad(
                     sampled(),

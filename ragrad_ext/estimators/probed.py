@@ -13,6 +13,7 @@ from torch import distributed as dist
 from ..bucket import Bucket
 from .effectiveness import Closure
 from .probes import Form, Probe, Target, draw
+from .processes import several
 from .products import DoubleBackward, gradients_at
 from .refresh import Refreshed, check_probes, ran_out_of_memory
 
@@ -40,7 +41,7 @@ class Probed(Refreshed):
               warning says so. So they are, silently, where several processes train.
         step: s. What is moved by s v has about s times the size of the weights: v is z times
             their root mean square, or already has their scale. None: `default_step`.
-        every, average, spread, seed: as in `Refreshed`.
+        every, average, spread, seed, group: as in `Refreshed`.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Probed(Refreshed):
         average: float = 0.0,
         spread: int = 1,
         seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(every=every, average=average, spread=spread, seed=seed)
+        super().__init__(every=every, average=average, spread=spread, seed=seed, group=group)
         for name, value, choices in (
             ("form", form, get_args(Form)),
             ("product", product, get_args(Product)),
@@ -85,7 +87,7 @@ class Probed(Refreshed):
         if self.product == "double":
             return None
         targets = self.targets()
-        if self.product == "one-sided" and not _alone():
+        if self.product == "one-sided" and several():
             self.product = "central"
         started = self.product
         total = torch.zeros_like(self.q)
@@ -118,7 +120,7 @@ class Probed(Refreshed):
     def _probes(self, targets: list[Target]) -> Iterator[Probe]:
         first = self.draws
         for index in range(first, first + self.probes):
-            yield draw(targets, self.form, self.seed, index)
+            yield draw(targets, self.form, self.own_seed, index)
         # A one-sided step draws the same again for its own gradient, and only then moves on.
         if self.product != "one-sided":
             self.draws = first + self.probes
@@ -183,8 +185,3 @@ def default_step(product: Product, tensors: list[Tensor]) -> float:
     """
     precision = max(torch.finfo(t.dtype).eps for t in tensors)
     return float(max(0.1, precision ** (1 / 3 if product == "central" else 1 / 2)))
-
-
-def _alone() -> bool:
-    """Whether ``.grad`` is this process's own gradient, not a mean over several."""
-    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from ..backends.contract import RowSums
 from ..bucket import Bucket
 from ..twins import Twins
 from .effectiveness import Closure, Effectiveness
 from .graph_change import Surroundings, surroundings
+from .probes import mixed
+from .processes import mean_over, rank, several
 
 
 class Refreshed(Effectiveness):
@@ -34,6 +37,9 @@ class Refreshed(Effectiveness):
         spread: the parts of a refresh. Pair l belongs to part ``l % spread``; parts are measured
             at equal distances within ``every`` steps. Until each was, all rows are first order.
         seed: of what is drawn, which never touches torch's own random state.
+        group: the processes that average gradients (DDP). Each measures on its own part of the
+            batch, with draws of its own, and q is their mean. Several processes without it are an
+            error: their replicas would drift apart.
 
     Attributes:
         dropped: () int64, how many row values were not finite, or absent, and left q as it was.
@@ -41,7 +47,13 @@ class Refreshed(Effectiveness):
     """
 
     def __init__(
-        self, *, every: int = 10, average: float = 0.0, spread: int = 1, seed: int = 0
+        self,
+        *,
+        every: int = 10,
+        average: float = 0.0,
+        spread: int = 1,
+        seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every}; q is refreshed every 1, 2, ... steps")
@@ -49,7 +61,8 @@ class Refreshed(Effectiveness):
             raise ValueError(f"average={average}; the share of the old q lies in [0, 1)")
         if not 1 <= spread <= every:
             raise ValueError(f"spread={spread}; {every} steps hold 1 to {every} parts of a refresh")
-        self.every, self.average, self.spread, self.seed = every, average, spread, seed
+        self.every, self.average, self.spread = every, average, spread
+        self.seed, self.group = seed, group
 
     def bind(self, twins: Twins) -> None:
         super().bind(twins)
@@ -61,6 +74,7 @@ class Refreshed(Effectiveness):
         self.dropped = torch.zeros((), dtype=torch.int64, device=twins.device)
         self.measured: set[int] = set()
         self._surroundings: Surroundings | None = None
+        self._changed = False
         self._pending: Tensor | None = None
         self._given_up = False
 
@@ -105,7 +119,21 @@ class Refreshed(Effectiveness):
         """Whether every part has been measured."""
         return self.measured >= set(range(self.spread))
 
+    @property
+    def own_seed(self) -> int:
+        """The seed of this process's draws: n processes have n times as many."""
+        mine = rank(self.group)
+        return mixed(self.seed, mine) if mine else self.seed
+
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
+        if several() and self.group is None:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name} measures on this process's part of the batch, and {dist.get_world_size()} "
+                f"processes train: their replicas would drift apart. Pass {name}(..., group="
+                "torch.distributed.group.WORLD), so that they average what they measure; Gate, "
+                "FirstOrder and Fisher read gradients that are averaged already"
+            )
         if not self.due or self._given_up:
             return
         self._to(self.twins.device)
@@ -134,8 +162,15 @@ class Refreshed(Effectiveness):
         self._to(sums.dot.device)
         if self._pending is not None:
             with self._unless_out_of_memory():
-                self._take(self.complete(self._pending, bucket))
-        self._pending, self._given_up = None, False
+                self._pending = self.complete(self._pending, bucket)
+        if self.group is not None and self.due and self.layers:
+            self._agree(self.group)
+        if self._changed:
+            self.q, self.taken = torch.zeros_like(self.q), torch.zeros_like(self.taken)
+            self.measured = set()
+        if self._pending is not None:
+            self._take(self._pending)
+        self._pending, self._given_up, self._changed = None, False, False
         self.step += 1
         return self.estimate(bucket, sums)
 
@@ -191,9 +226,16 @@ class Refreshed(Effectiveness):
                 "use the paired weights. What was measured before is forgotten",
                 stacklevel=2,
             )
-            self.q, self.taken = torch.zeros_like(self.q), torch.zeros_like(self.taken)
-            self.measured = set()
+            self._changed = True
         self._surroundings = now
+
+    def _agree(self, group: dist.ProcessGroup) -> None:
+        """The mean of what all processes measured; none of it if one of them could not."""
+        mine = torch.zeros_like(self.q) if self._pending is None else self._pending
+        flags = mine.new_tensor([self._pending is None, self._changed])
+        mean, flags = mean_over(group, [mine, flags])
+        gave_up, self._changed = flags.bool().tolist()  # waits for the device, on these steps only
+        self._pending = None if gave_up else mean
 
     def _take(self, new: Tensor) -> None:
         here = torch.zeros(new.shape[1], dtype=torch.bool, device=new.device)
@@ -227,7 +269,8 @@ class Refreshed(Effectiveness):
         self.q, self.taken, self.dropped = (
             state[k].to(device, copy=True) for k in ("q", "taken", "dropped")
         )
-        self._pending, self._given_up, self._surroundings = None, False, None
+        self._pending, self._given_up, self._changed = None, False, False
+        self._surroundings = None
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:

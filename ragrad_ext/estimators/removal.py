@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from ..audit import Counterfactual, counterfactual
 from ..backends.contract import RowSums
@@ -27,7 +28,7 @@ class Removal(Refreshed):
     Args:
         model: the module that the closure calls; only to batch.
         at_once: channels removed in one forward; 1 removes them one by one, through any operator.
-        every, average, spread: as in `Refreshed`.
+        every, average, spread, group: as in `Refreshed`.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Removal(Refreshed):
         every: int = 100,
         average: float = 0.0,
         spread: int = 1,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(every=every, average=average, spread=spread)
+        super().__init__(every=every, average=average, spread=spread, group=group)
         if at_once < 1:
             raise ValueError(f"at_once={at_once}; remove at least one channel in a forward")
         if at_once > 1 and model is None:

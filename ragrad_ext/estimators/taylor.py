@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from ..backends.contract import RowSums
 from ..bucket import Bucket
@@ -23,7 +24,7 @@ class Hutchinson(Probed):
         probes: products per refresh.
         form: ``"diagonal"``: the paper's; ``"weighted"``: the same expectation from probes that
             have the weights' own scale.
-        every, average, spread, seed: as in `Refreshed`.
+        every, average, spread, seed, group: as in `Refreshed`.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class Hutchinson(Probed):
         average: float = 0.0,
         spread: int = 1,
         seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             probes, form=form, product="double",
-            every=every, average=average, spread=spread, seed=seed,
+            every=every, average=average, spread=spread, seed=seed, group=group,
         )  # fmt: skip
 
 
@@ -58,7 +60,7 @@ class FiniteDifference(Probed):
             dtypes that round to more. Smaller steps come closer to the derivative of smooth
             networks, but where ReLUs switch they mostly measure noise.
         form: as in `Hutchinson`.
-        every, average, spread, seed: as in `Refreshed`.
+        every, average, spread, seed, group: as in `Refreshed`.
     """
 
     def __init__(
@@ -72,12 +74,13 @@ class FiniteDifference(Probed):
         average: float = 0.0,
         spread: int = 1,
         seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         if sides not in (1, 2):
             raise ValueError(f"sides={sides}; a difference has 2, or 1 and the step's own gradient")
         super().__init__(
             probes, form=form, product="central" if sides == 2 else "one-sided", step=step,
-            every=every, average=average, spread=spread, seed=seed,
+            every=every, average=average, spread=spread, seed=seed, group=group,
         )  # fmt: skip
 
 
@@ -93,7 +96,7 @@ class RowQuadratic(Probed):
     Args:
         probes: products per refresh.
         product, step: as in `Probed`.
-        every, average, spread, seed: as in `Refreshed`.
+        every, average, spread, seed, group: as in `Refreshed`.
     """
 
     def __init__(
@@ -106,10 +109,11 @@ class RowQuadratic(Probed):
         average: float = 0.0,
         spread: int = 1,
         seed: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             probes, form="rows", product=product, step=step,
-            every=every, average=average, spread=spread, seed=seed,
+            every=every, average=average, spread=spread, seed=seed, group=group,
         )  # fmt: skip
 
 
