@@ -172,6 +172,7 @@ def check_gradient(g: Tensor, name: str) -> None:
     """One gradient: a dense, strided, floating point tensor with a channel axis."""
     if not isinstance(g, Tensor):
         raise TypeError(f"{name} is {type(g).__name__}; pass a torch.Tensor or None")
+    refuse_sharded(g, name)
     if g.layout != torch.strided:
         raise TypeError(
             f"{name} is sparse ({g.layout}); pass a dense gradient "
@@ -187,6 +188,15 @@ def check_gradient(g: Tensor, name: str) -> None:
         raise ValueError(
             f"{name} is an expanded tensor (strides {g.stride()}): several of its elements share "
             "memory and cannot be corrected in place; pass g.contiguous()"
+        )
+
+
+def refuse_sharded(t: Tensor, name: str) -> None:
+    """Raise TypeError for a DTensor (known by its mesh, so that its module stays unimported)."""
+    if hasattr(t, "device_mesh"):
+        raise TypeError(
+            f"{name} is sharded over processes ({type(t).__name__}); sharded training (FSDP, "
+            "tensor parallelism) is not supported, DistributedDataParallel is"
         )
 
 

@@ -195,6 +195,13 @@ class RaGrad:
 
     def _correct_(self) -> Conflicts:
         grads_rgb, grads_ir = ([p.grad for p in side] for side in (self.pairs.rgb, self.pairs.ir))
+        if all(g is None for g in (*grads_rgb, *grads_ir)):
+            warnings.warn(
+                f"none of the {2 * len(grads_rgb)} paired weights has a gradient, so nothing is "
+                "corrected: the correction belongs between backward and zero_grad, and RaGrad is "
+                "made after whatever replaces the model's parameters",
+                stacklevel=3,
+            )
         first = self.last is None
         self.last = correct_(grads_rgb, grads_ir, self.repa, **self._how)
         if first and self.repa.kind != "sensitivity":

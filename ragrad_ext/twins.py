@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bucket import Layout
+from .bucket import Layout, refuse_sharded
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Twins:
 
         Raises:
             ValueError: lengths, shapes or axes that do not fit together.
+            TypeError: sharded weights.
         """
         axes = [0] * len(rgb) if channel_axes is None else list(channel_axes)
         if len(rgb) != len(ir) or len(axes) != len(rgb):
@@ -41,6 +42,8 @@ class Twins:
                 "pass one of each per pair"
             )
         for l, (a, b, axis) in enumerate(zip(rgb, ir, axes, strict=True)):
+            refuse_sharded(a, f"weights_rgb[{l}]")
+            refuse_sharded(b, f"weights_ir[{l}]")
             if a is b:
                 raise ValueError(
                     f"pair {l} is one tensor on both sides; a shared weight has no twin"

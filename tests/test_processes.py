@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ragrad_ext import (
@@ -22,8 +24,10 @@ from ragrad_ext import (
     GaussNewtonBartlett,
     Hutchinson,
     RaGrad,
+    Reliability,
     Removal,
     RowQuadratic,
+    correct_,
     sampled_cross_entropy,
 )
 from ragrad_ext.estimators.refresh import Refreshed
@@ -201,6 +205,34 @@ def test_what_is_kept_is_the_mean_of_what_the_processes_measured(tmp_path: Path)
         mean = (one[name, "alone"] + two[name, "alone"]) / 2
         assert torch.allclose(one[name, "together"], mean, rtol=1e-9, atol=0), name
         assert not torch.equal(one[name, "alone"], two[name, "alone"]), name
+
+
+def sharded() -> dict[str, Any]:
+    model = TwoStream("none")
+    for part in (model.rgb, model.ir, model.head):
+        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+    errors = {}
+    try:
+        RaGrad(model.rgb, model.ir)
+    except TypeError as error:
+        errors["weights"] = str(error)
+    rgb, ir, label = own_half()
+    nn.functional.cross_entropy(
+        model.head((model.rgb(rgb) + model.ir(ir)).flatten(1)), label
+    ).backward()
+    grads = [[p.grad for p in side.parameters() if p.ndim == 4] for side in (model.rgb, model.ir)]
+    given = [torch.rand(len(g)) for g in grads[0] if g is not None]
+    try:
+        correct_(*grads, Reliability(given, given))
+    except TypeError as error:
+        errors["gradients"] = str(error)
+    return errors
+
+
+def test_sharded_weights_and_gradients_are_refused(tmp_path: Path) -> None:
+    for errors in in_two_processes(sharded, tmp_path):
+        assert errors["weights"].startswith("weights_rgb[0] is sharded over processes (DTensor)")
+        assert errors["gradients"].startswith("grads_rgb[0] is sharded over processes (DTensor)")
 
 
 def refused() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -44,6 +45,19 @@ def test_two_calls_and_one_line_train_the_same_weights() -> None:
     train(plain, None)
     assert same(called, attached)
     assert not same(called, plain)
+
+
+def test_a_correction_without_any_gradient_says_so() -> None:
+    model = TwoStream()
+    ragrad = RaGrad(model.rgb, model.ir)
+    ragrad.backward(loss_of(model))
+    model.zero_grad()  # too early
+    with pytest.warns(UserWarning, match="none of the 4 paired weights has a gradient.*between"):
+        ragrad.correct_()
+    ragrad.backward(loss_of(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ragrad.correct_()
 
 
 def test_correction_changes_the_paired_gradients_alone() -> None:
