@@ -88,7 +88,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
 # One command each, so that they can run side by side.
-JUDGED = ("resnet18_batch", "resnet18_group", "vit")  # the last, and small ones
+JUDGED = ("resnet18_batch", "resnet18_group", "fasterrcnn", "vit")  # the last, and small ones
 
 
 def judged() -> list[dict[str, Any]]:

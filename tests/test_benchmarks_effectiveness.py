@@ -191,6 +191,15 @@ def test_the_frontier_leaves_out_what_a_cheaper_one_equals() -> None:
     assert effectiveness_plot.frontier_of(added, scores) == ["free", "best"]
 
 
+def test_names_in_the_plot_do_not_hide_one_another() -> None:
+    added = {"far": 0.1, "high": 10.0, "low": 12.0, "lowest": 12.0}
+    scores = {"far": 0.5, "high": 0.5, "low": 0.49, "lowest": 0.2}
+    line = effectiveness_plot.LINE
+    assert effectiveness_plot.label_heights(added, scores) == {
+        "far": 0.5, "high": 0.5, "low": 0.5 - line, "lowest": 0.2
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_run_to_try_of_every_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check(run(monkeypatch, tmp_path / "r.json", *NETWORKS), list(NETWORKS))
