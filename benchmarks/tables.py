@@ -40,22 +40,20 @@ def gates() -> str:
 
 
 def msrs() -> str:
-    """AP, AP50, AP75 in points: mean and sample std over seeds, and the paired difference."""
-    record = load("msrs")
-    by_method, (difference,) = record["summary"], record["differences"].values()
-    conditions = list(difference)
-    lines = ["| images | metric | without | with RaGrad | paired difference | 95 % interval |"]
-    lines.append("| --- " * 6 + "|")
-    for condition in conditions:
-        for metric in ("AP", "AP50", "AP75"):
-            without, with_ = (by_method[m][condition][metric] for m in ("none", "ragrad"))
-            gap = difference[condition][metric]
-            low, high = (100 * x for x in gap["interval"])
-            lines.append(
-                f"| {condition} | {metric} | {points(without)} | {points(with_)} | "
-                f"{100 * gap['mean']:+.2f} | {low:+.2f} to {high:+.2f} |"
-            )
-    return "\n".join(lines)
+    runs = msrs_runs()
+    return training_tables.average_precision(runs["without"], runs["Gate"])
+
+
+def msrs_runs() -> dict[str, list[dict[str, Any]]]:
+    """The runs on MSRS by what was varied; the first two are of `ragrad_ext compare` as it is."""
+    runs = load("msrs")["runs"] + load("msrs_more")["runs"]
+    return {
+        "without": [r for r in runs if r["method"] == "none"],
+        "Gate": [r for r in runs if r["method"] == "ragrad"],
+        "the paper's estimate": load("msrs_paper")["runs"],
+        "sensitivity alone": load("msrs_sensitivity")["runs"],
+        "Gate, normalised by layer": load("msrs_layer")["runs"],
+    }
 
 
 IN_README = (
@@ -81,6 +79,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "overhead": lambda: training_tables.overhead(rows("overhead")),
     "classify": lambda: training_tables.classify(rows("classify")),
     "msrs": msrs,
+    "msrs-variants": lambda: training_tables.variants(msrs_runs()),
     "kernels": lambda: kernel_tables.contestants(rows("kernels_cpu")),
     "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu")),
     "kernels-again": lambda: kernel_tables.models(rows("kernels_cpu_resnet50")),
@@ -105,14 +104,6 @@ def load(name: str) -> dict[str, Any]:
 
 def two(x: float) -> str:
     return f"{x:.2f}"
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def points(cell: dict[str, Any]) -> str:
-    return f"{100 * cell['mean']:.2f} ± {100 * cell['std']:.2f}"
 
 
 def rewritten(text: str) -> str:

@@ -1,11 +1,12 @@
-"""The tables that docs/ makes of runs that train: degraded streams, accuracy, overhead."""
+"""The tables that docs/ makes of runs that train: degraded streams, accuracy, AP, overhead."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
-from ragrad_ext.detection.report_statistics import Paired, spread
+from ragrad_ext.detection.report_statistics import Paired, paired, spread
 
 Row = dict[str, Any]
 
@@ -73,15 +74,66 @@ def classify(rows: list[Row]) -> str:
                 {r["seed"]: 100 * r[score] for r in rows if r["method"] == m}
                 for m in (method, "none")
             )
-            found = spread(mine.values())
-            cells.append(f"{found.mean:.2f} ± {found.std:.2f}")
-            pairs = Paired(tuple(mine), tuple(mine[seed] - plain[seed] for seed in mine))
-            low, high = pairs.interval
-            gap = f"{pairs.spread.mean:+.2f} ({low:+.2f} to {high:+.2f})"
-            cells.append("" if method == "none" else gap)
+            cells.append(_mean(mine))
+            cells.append("" if method == "none" else _gap(paired(mine, plain)))
         name = "no correction" if method == "none" else method
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def average_precision(without: list[Row], with_: list[Row]) -> str:
+    """AP, AP50, AP75 in points: mean and std over seeds, and the difference paired by seed."""
+    lines = ["| images | metric | without | with RaGrad | paired difference | 95 % interval |"]
+    lines.append("| --- " * 6 + "|")
+    for condition in without[0]["ap"]:
+        for metric in ("AP", "AP50", "AP75"):
+            plain, corrected = (_points(runs, condition, metric) for runs in (without, with_))
+            gap = paired(corrected, plain)
+            low, high = gap.interval
+            cells = [_mean(plain), _mean(corrected), f"{gap.spread.mean:+.2f}"]
+            cells.append(f"{low:+.2f} to {high:+.2f}")
+            lines.append(f"| {condition} | {metric} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def variants(runs: Mapping[str, list[Row]]) -> str:
+    """Of each variant AP and AP50 over all images, in points, against the first two."""
+    names = list(runs)
+    lines = [
+        "| | seeds",
+        *(f"{m} | {' | '.join(f'against {n}' for n in names[:2])}" for m in METRICS),
+    ]
+    lines = [" | ".join([*lines, "training loss at the end |"])]
+    lines.append("| --- " * (3 + 3 * len(METRICS)) + "|")
+    for place, (name, mine) in enumerate(runs.items()):
+        cells = [name, str(len(mine))]
+        for metric in METRICS:
+            values = _points(mine, "overall", metric)
+            cells.append(_mean(values))
+            for other in names[:2]:
+                against = _points(runs[other], "overall", metric)
+                cells.append(_gap(paired(values, against)) if names.index(other) < place else "")
+        losses = spread(r["loss"][-1] for r in mine)
+        cells.append(f"{losses.mean:.3f} ± {losses.std:.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+METRICS = ("AP", "AP50")
+
+
+def _points(runs: list[Row], condition: str, metric: str) -> dict[int, float]:
+    return {r["seed"]: 100 * r["ap"][condition][metric] for r in runs}
+
+
+def _mean(by_seed: Mapping[int, float]) -> str:
+    found = spread(by_seed.values())
+    return f"{found.mean:.2f} ± {found.std:.2f}"
+
+
+def _gap(pairs: Paired) -> str:
+    low, high = pairs.interval
+    return f"{pairs.spread.mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def overhead(rows: list[Row]) -> str:
@@ -90,8 +142,9 @@ def overhead(rows: list[Row]) -> str:
     heads = " | ".join(f"{n}: time | memory" for n in names)
     lines = [f"| BatchNorm | images | a plain step | {heads} |"]
     lines.append("| --- " * (3 + 2 * len(names)) + "|")
-    for key in dict.fromkeys((r["norm"], r["images"]) for r in rows):
-        mine = {r["contestant"]: r for r in rows if (r["norm"], r["images"]) == key}
+    kinds = [(r["norm"], f"{r['images']} of {r['size'][0]} x {r['size'][1]}") for r in rows]
+    for key in dict.fromkeys(kinds):
+        mine = {r["contestant"]: r for r, kind in zip(rows, kinds, strict=True) if kind == key}
         plain = next(iter(mine.values()))
         cells = [f"{plain['step_seconds']:.1f} s, {plain['step_bytes'] / 2**30:.1f} GiB"]
         for name in names:

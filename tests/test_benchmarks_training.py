@@ -143,13 +143,39 @@ def test_tables_by_hand() -> None:
         "| no correction | 55.00 ± 7.07 |  | 50.00 ± 0.00 |  |",
         "| Gate | 56.00 ± 7.07 | +1.00 (+1.00 to +1.00) | 50.00 ± 0.00 | +0.00 (+0.00 to +0.00) |",
     ]
+    ap = {"none": (0.10, 0.20), "Gate": (0.11, 0.21), "paper": (0.13, 0.19)}
+    runs = {
+        name: [
+            {"seed": s, "loss": [9, 1 + s], "ap": {"overall": {"AP": a, "AP50": 0.5, "AP75": a}}}
+            for s, a in enumerate(values)
+        ]
+        for name, values in ap.items()
+    }
+    same = "50.00 ± 0.00"
+    assert training_tables.average_precision(runs["none"], runs["paper"]).splitlines()[2:] == [
+        # t(0.975, 1) = 12.706; the differences are 3 and -1, s / sqrt(2) = 2
+        "| overall | AP | 15.00 ± 7.07 | 16.00 ± 4.24 | +1.00 | -24.41 to +26.41 |",
+        f"| overall | AP50 | {same} | {same} | +0.00 | +0.00 to +0.00 |",
+        "| overall | AP75 | 15.00 ± 7.07 | 16.00 ± 4.24 | +1.00 | -24.41 to +26.41 |",
+    ]
+    none = "+0.00 (+0.00 to +0.00)"
+    assert training_tables.variants(runs).splitlines() == [
+        "| | seeds | AP | against none | against Gate | AP50 | against none | against Gate "
+        "| training loss at the end |",
+        "| --- " * 9 + "|",
+        f"| none | 2 | 15.00 ± 7.07 |  |  | {same} |  |  | 1.500 ± 0.707 |",
+        f"| Gate | 2 | 16.00 ± 7.07 | +1.00 (+1.00 to +1.00) |  | {same} | {none} |  "
+        "| 1.500 ± 0.707 |",
+        "| paper | 2 | 16.00 ± 4.24 | +1.00 (-24.41 to +26.41) | +0.00 (-25.41 to +25.41) "
+        f"| {same} | {none} | {none} | 1.500 ± 0.707 |",
+    ]
     rows = [
-        {"norm": "frozen", "images": 8, "contestant": "RaGrad", "step_seconds": 2.04,
-         "step_bytes": 3 * 2**30, "own_time": 0.0123, "rounds": [-0.02, 0.0, 0.04],
-         "added_memory": 0.03}
+        {"norm": "frozen", "images": 8, "size": [384, 288], "contestant": "RaGrad",
+         "step_seconds": 2.04, "step_bytes": 3 * 2**30, "own_time": 0.0123,
+         "rounds": [-0.02, 0.0, 0.04], "added_memory": 0.03}
     ]  # fmt: skip
     assert training_tables.overhead(rows).splitlines() == [
         "| BatchNorm | images | a plain step | RaGrad: time | memory |",
         "| --- | --- | --- | --- | --- |",
-        "| frozen | 8 | 2.0 s, 3.0 GiB | 1.23 %; -2 to +4 % | +3.0 % |",
+        "| frozen | 8 of 384 x 288 | 2.0 s, 3.0 GiB | 1.23 %; -2 to +4 % | +3.0 % |",
     ]
