@@ -76,7 +76,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "effectiveness-price": lambda: effectiveness_tables.price(judged()),
     "degraded": lambda: training_tables.degraded(rows("degraded")),
     "degraded-depth": lambda: training_tables.degraded_by_depth(rows("degraded")),
-    "overhead": lambda: training_tables.overhead(rows("overhead")),
+    "overhead": lambda: training_tables.overhead(rows("overhead") + rows("overhead_1024")),
     "classify": lambda: training_tables.classify(rows("classify")),
     "msrs": msrs,
     "msrs-variants": lambda: training_tables.variants(msrs_runs()),
