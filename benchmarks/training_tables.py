@@ -13,6 +13,7 @@ Row = dict[str, Any]
 SCORES = {
     "both": "R", "effectiveness": "E^", "sensitivity": "S^", "effectiveness, Eq. 2": "E^ by Eq. 2",
 }  # fmt: skip
+METRICS = ("AP", "AP50")
 DEPTHS = ("first third", "second", "last")
 
 
@@ -117,9 +118,6 @@ def variants(runs: Mapping[str, list[Row]]) -> str:
         cells.append(f"{losses.mean:.3f} ± {losses.std:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-METRICS = ("AP", "AP50")
 
 
 def _points(runs: list[Row], condition: str, metric: str) -> dict[int, float]:
