@@ -67,17 +67,17 @@ def test_a_loss_repeats_and_a_transformer_has_second_derivatives() -> None:
 def test_regions_of_a_detector_are_held_until_it_learns() -> None:
     """Else removing a channel would mostly change which regions the loss is of."""
     it = subject("fasterrcnn")
-    first = float(it.loss())
+    first = it.loss().item()
     proposals = it.model.rpn.filter_proposals.result  # type: ignore[union-attr]
     weight = it.rgb.conv1.weight.data  # type: ignore[union-attr]
     old = weight.clone()
     weight.mul_(1.5)
-    moved = float(it.loss())
+    moved = it.loss().item()
     assert moved != first
     assert it.model.rpn.filter_proposals.result is proposals  # type: ignore[union-attr]
     weight.copy_(old)
     state = torch.get_rng_state()
-    assert float(it.loss()) == first
+    assert it.loss().item() == first
     assert torch.equal(torch.get_rng_state(), state)
     it.train()
     it.loss()
