@@ -195,7 +195,7 @@ class RaGrad:
 
     def _correct_(self) -> Conflicts:
         grads_rgb, grads_ir = ([p.grad for p in side] for side in (self.pairs.rgb, self.pairs.ir))
-        if all(g is None for g in (*grads_rgb, *grads_ir)):
+        if not any(g is not None for side in (grads_rgb, grads_ir) for g in side):
             warnings.warn(
                 f"none of the {2 * len(grads_rgb)} paired weights has a gradient, so nothing is "
                 "corrected: the correction belongs between backward and zero_grad, and RaGrad is "
