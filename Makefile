@@ -40,7 +40,7 @@ lint: install
 	$(BIN)/mypy
 
 wheel-check: install  ## build a wheel and use it beside two versions of torch (minutes, GB)
-	$(BIN)/python -m tests.wheel_check
+	$(BIN)/python -m tests.lib.wheel_check
 
 clean:            ## remove what was built and trained here
 	rm -rf $(VENV) build dist runs *.egg-info ragrad_ext/*.so .pytest_cache .mypy_cache .ruff_cache

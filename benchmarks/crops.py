@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ragrad_ext.detection.scenes import CONDITIONS, scene
+from ragrad_ext.detection.data.scenes import CONDITIONS, scene
 
 SIDE = 32
 

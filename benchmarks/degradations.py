@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from ragrad_ext.detection.data import PairedImages
+from ragrad_ext.detection.data.datasets import PairedImages
 
 CHANNELS = {"rgb": slice(0, 3), "ir": slice(3, 4)}
 

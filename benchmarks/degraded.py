@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ragrad_ext import Hutchinson, Pairs, RaGrad, Repa, correct_
-from ragrad_ext.detection.data import PairedImages, Scenes, collate, open_data
-from ragrad_ext.detection.model import build
+from ragrad_ext.detection.data.datasets import PairedImages, Scenes, collate, open_data
+from ragrad_ext.detection.models.two_stream import build
 
 from . import record
 from .degradations import CHANNELS, KINDS, Degraded

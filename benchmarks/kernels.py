@@ -29,8 +29,8 @@ import torch
 from ragrad_ext import Conflicts, correct_
 from ragrad_ext.backends import BACKENDS, Backend
 from ragrad_ext.backends.native import Native
-from ragrad_ext.backends.triton import Triton
-from ragrad_ext.rgcr import Options
+from ragrad_ext.backends.triton.backend import Triton
+from ragrad_ext.rules.ragrad import Options
 
 from . import agreement, peers, record, shapes
 from .timing import Contender, Samples, Yardstick, host_seconds, in_turn, kernel_seconds

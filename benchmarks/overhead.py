@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ragrad_ext import RaGrad
-from ragrad_ext.detection.data import Scenes, collate
-from ragrad_ext.detection.model import build
+from ragrad_ext.detection.data.datasets import Scenes, collate
+from ragrad_ext.detection.models.two_stream import build
 
 from . import record
 from .costs import peak_bytes, timed

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from ragrad_ext.detection.report_statistics import Paired, paired, spread
+from ragrad_ext.detection.report.statistics import Paired, paired, spread
 
 Row = dict[str, Any]
 

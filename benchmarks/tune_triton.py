@@ -2,7 +2,7 @@
 
     python -m benchmarks.tune_triton --write
 
-It starts from the present entry of `ragrad_ext.backends.triton_tuning` and changes one parameter at
+It starts from the present entry of `ragrad_ext.backends.triton.tuning` and changes one parameter at
 a time, as long as some change is faster. What is compared is the geometric mean of kernel times
 (do_bench) over the works below. The entry goes into that file, every trial into a result file.
 """
@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from ragrad_ext.backends import History, triton_tuning
+from ragrad_ext.backends import History
 from ragrad_ext.backends.contract import Unavailable
-from ragrad_ext.backends.triton import Triton
-from ragrad_ext.backends.triton_tuning import TABLE, Tuning
+from ragrad_ext.backends.triton import tuning as triton_tuning
+from ragrad_ext.backends.triton.backend import Triton
+from ragrad_ext.backends.triton.tuning import TABLE, Tuning
 
 from . import record, shapes
 from .kernels import corrected_by

@@ -1,17 +1,17 @@
 """Reliability-guided gradient correction for two-stream visible/infrared detectors."""
 
 from . import audit
-from .conflicts import Conflicts
 from .correct import correct_
 from .estimators.effectiveness import Effectiveness, FirstOrder
-from .estimators.gate import Gate
-from .estimators.gate_quadratic import GateQuadratic
-from .estimators.gauss_newton import GaussNewtonBartlett, sampled_cross_entropy
-from .estimators.removal import Removal
-from .estimators.taylor import FiniteDifference, Fisher, Hutchinson, RowQuadratic
-from .pairing import Pairs, pair_parameters
-from .reliability import Reliability
+from .estimators.gate.gate import Gate
+from .estimators.research.gate_quadratic import GateQuadratic
+from .estimators.research.gauss_newton import GaussNewtonBartlett, sampled_cross_entropy
+from .estimators.research.removal import Removal
+from .estimators.taylor.taylor import FiniteDifference, Fisher, Hutchinson, RowQuadratic
+from .pairs.pairing import Pairs, pair_parameters
 from .repa import Repa
+from .rows.conflicts import Conflicts
+from .rows.reliability import Reliability
 from .training import RaGrad
 from .version import __version__
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .estimators.replay import undisturbed
-from .twins import Twins
+from .rows.twins import Twins
 
 
 class Counterfactual(NamedTuple):

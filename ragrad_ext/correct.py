@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, Traced, with_backend
-from .conflicts import Conflicts
-from .reliability import Reliability
 from .repa import Repa
-from .rgcr import Identify, Options, Resolve
+from .rows.conflicts import Conflicts
+from .rows.reliability import Reliability
+from .rules.ragrad import Identify, Options, Resolve
 
 
 @torch.no_grad()

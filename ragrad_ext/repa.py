@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, History, Sensitivity
-from .bucket import Bucket, Buckets, Layout
-from .conflicts import Conflicts
 from .estimators.choice import Choice, estimator
 from .estimators.effectiveness import Closure, Effectiveness
-from .reliability import Reliability
-from .rgcr import Options
-from .twins import Twins
+from .rows.bucket import Bucket, Buckets, Layout
+from .rows.conflicts import Conflicts
+from .rows.reliability import Reliability
+from .rows.twins import Twins
+from .rules.ragrad import Options
 
 Kind = Literal["both", "effectiveness", "sensitivity"]
 Scope = Literal["model", "layer"]

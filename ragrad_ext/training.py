@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .backends import select
-from .conflicts import Conflicts
 from .correct import check_options, correct_
 from .estimators.choice import Choice
 from .estimators.effectiveness import Closure, Effectiveness
-from .estimators.gate import Gate
-from .forward_watch import ForwardWatch
-from .pairing import Pairs, pair_parameters
+from .estimators.gate.forward_watch import ForwardWatch
+from .estimators.gate.gate import Gate
+from .pairs.pairing import Pairs, pair_parameters
 from .repa import HistoryKind, Kind, Repa, Scope
-from .rgcr import Identify, Resolve
+from .rows.conflicts import Conflicts
+from .rules.ragrad import Identify, Resolve
 
 Stream = nn.Module | Sequence[nn.Parameter]
 

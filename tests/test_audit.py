@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ragrad_ext.audit import counterfactual
 
-from .networks import TwoStream, loss_of
+from .lib.networks import TwoStream, loss_of
 
 
 def test_eq1_by_hand() -> None:

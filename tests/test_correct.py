@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ragrad_ext import Conflicts, Reliability, Repa, correct_
 
-from . import cases, oracle
-from .tolerances import MARGIN, RESULT, STAGE
+from .lib import cases, oracle
+from .lib.tolerances import MARGIN, RESULT, STAGE
 
 
 def run(rgb: list[Tensor], ir: list[Tensor], seed: int = 0, **options: object) -> tuple:

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ragrad_ext import FirstOrder, Fisher, Gate, Hutchinson, RaGrad, Reliability, correct_
 from ragrad_ext.estimators.effectiveness import Effectiveness
 
-from . import cases
-from .networks import TwoStream, loss_of
+from .lib import cases
+from .lib.networks import TwoStream, loss_of
 
 READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique")
 

@@ -32,7 +32,7 @@ from ragrad_ext import (
 )
 from ragrad_ext.estimators.refresh import Refreshed
 
-from .networks import TwoStream, batch
+from .lib.networks import TwoStream, batch
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import tables
 
-from .networks import TwoStream
+from .lib.networks import TwoStream
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ragrad_ext import FirstOrder, Fisher, Gate, Hutchinson, Repa, correct_
 from ragrad_ext.backends.rating import normalise
 
-from . import cases
+from .lib import cases
 
 
 def sigmoid(x: float) -> float:

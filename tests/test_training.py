@@ -12,7 +12,7 @@ from torch import nn
 
 from ragrad_ext import FirstOrder, Gate, Hutchinson, RaGrad, Reliability, correct_, pair_parameters
 
-from .networks import TwoStream, loss_of
+from .lib.networks import TwoStream, loss_of
 
 
 def train(model: TwoStream, ragrad: RaGrad | None, steps: int = 3) -> None:

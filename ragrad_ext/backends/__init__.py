@@ -12,7 +12,7 @@ from .contract import Backend, History, Rows, RowSums, Sensitivity, Unavailable
 from .native import Native
 from .operators import Traced
 from .reference import Reference
-from .triton import Triton
+from .triton.backend import Triton
 
 __all__ = [
     "BACKENDS",

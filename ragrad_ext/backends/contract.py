@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket
-from ..conflicts import Conflicts
-from ..rgcr import Options
+from ..rows.bucket import Bucket
+from ..rows.conflicts import Conflicts
+from ..rules.ragrad import Options
 
 Rows = Sequence[Tensor | None]
 

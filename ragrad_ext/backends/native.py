@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import compiled
-from ..bucket import Bucket
-from ..conflicts import Conflicts
-from ..rgcr import Options
+from ..rows.bucket import Bucket
+from ..rows.conflicts import Conflicts
+from ..rules.ragrad import Options
 from .contract import History, Rows, RowSums
 from .rating import Rating
 

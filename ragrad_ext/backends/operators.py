@@ -12,9 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket, Buckets, Layout
-from ..conflicts import Conflicts
-from ..rgcr import Identify, Options, Resolve
+from ..rows.bucket import Bucket, Buckets, Layout
+from ..rows.conflicts import Conflicts
+from ..rules.ragrad import Identify, Options, Resolve
 from .contract import History, Rows, RowSums
 from .rating import Rating
 

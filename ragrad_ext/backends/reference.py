@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..bucket import Bucket
-from ..conflicts import Conflicts
-from ..rgcr import Options, correct_layer
+from ..rows.bucket import Bucket
+from ..rows.conflicts import Conflicts
+from ..rules.ragrad import Options, correct_layer
 from .contract import History, Rows, RowSums
 from .rating import Rating
 

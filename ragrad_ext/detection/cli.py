@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .settings import CHOICES, Settings
+from .training.settings import CHOICES, Settings
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -169,7 +169,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .train import train
+    from .training.train import train
 
     run = train(_settings(args), args.out, resume=args.resume, overwrite=args.overwrite)
     print(ap_table(run.ap))
@@ -178,9 +178,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from .checkpoint import load_checkpoint
-    from .evaluate import average_precision, detect
-    from .parts import load_trained, open_split, pick_device
+    from .evaluation.evaluate import average_precision, detect
+    from .training.checkpoint import load_checkpoint
+    from .training.parts import load_trained, open_split, pick_device
 
     settings = Settings.from_dict(load_checkpoint(Path(args.checkpoint))["settings"])
     if args.data is not None:

@@ -14,13 +14,13 @@ import torch
 import torchvision
 
 from ..version import __version__
-from .parts import open_split, pick_device
-from .pictures import make_pictures
-from .report import Run, write_report
-from .report_data import Results
-from .run_log import write_json
-from .settings import Settings
-from .train import check_folder, train
+from .report.choice import make_pictures
+from .report.data import Results
+from .report.report import Run, write_report
+from .training.parts import open_split, pick_device
+from .training.run_log import write_json
+from .training.settings import Settings
+from .training.train import check_folder, train
 
 
 def compare(

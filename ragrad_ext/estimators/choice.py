@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from .effectiveness import Effectiveness
-from .gate import Gate
-from .taylor import Hutchinson
+from .gate.gate import Gate
+from .taylor.taylor import Hutchinson
 
 Choice = Literal["auto", "paper"]
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ..backends.contract import RowSums
-from ..bucket import Bucket
-from ..twins import Twins
+from ..rows.bucket import Bucket
+from ..rows.twins import Twins
 
 Closure = Callable[[], Tensor]
 

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from ..twins import Twins
-from .graph import Node, Users, consumers
+from ..rows.twins import Twins
+from .gate.graph import Node, Users, consumers
 
 Surroundings: TypeAlias = tuple[tuple[str, ...], ...]
 REACH = 4  # a weight's gradient node, a cast, the convolution, the normalisation behind it

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..backends.contract import RowSums
-from ..bucket import Bucket
-from ..twins import Twins
+from ..rows.bucket import Bucket
+from ..rows.twins import Twins
 from .effectiveness import Closure, Effectiveness
 from .graph_change import Surroundings, surroundings
-from .probes import mixed
 from .processes import mean_over, rank, several
+from .taylor.probes import mixed
 
 
 class Refreshed(Effectiveness):

@@ -1,0 +1,1 @@
+"""The Triton backend: its kernels, and how they are launched."""

@@ -1,0 +1,1 @@
+"""Paired visible/infrared images: folders, generated scenes, augmentation, batches."""

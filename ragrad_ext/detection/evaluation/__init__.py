@@ -1,0 +1,1 @@
+"""Evaluation: average precision, matching, saliency."""

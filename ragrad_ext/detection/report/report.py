@@ -1,0 +1,304 @@
+"""The report a person looks at after `compare`: one HTML file that needs nothing else.
+
+Every number in a sentence is derived from the runs, and no sentence claims more than the seeds
+show. The first run's method is what the others are measured against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from ...version import __version__
+from ..training.checkpoint import write_whole
+from . import pictures as report_pictures
+from .data import METRICS, LayerHistory, Results, Run
+from .figures import IR, RGB, Curve, dots, heat, lines, mean_curve
+from .html import cards, charts, details, dot, nav, note, page, section, table
+from .pictures import MOST_FALSE, Picture
+from .statistics import MINUS, Paired, Spread, points, spread
+
+__all__ = ["LayerHistory", "Picture", "Run", "write_report"]
+
+SCORE = 0.3  # detections below it are not drawn
+
+
+def write_report(
+    path: str | Path,
+    runs: Sequence[Run],
+    pictures: Sequence[Picture] = (),
+    *,
+    title: str = "Detection with and without RaGrad",
+    command: str = "",
+    settings: Mapping[str, object] | None = None,
+    classes: Sequence[str] = (),
+) -> Path:
+    """Writes the report to `path`, whole or not at all, and returns the path.
+
+    `classes` names labels 1, 2, ...; a label beyond them is shown by its number. What was not
+    measured is left out. Raises ValueError for no runs, for a method and seed given twice, or for
+    runs of one method that disagree about its layers, before anything is written.
+    """
+    results = Results(runs)
+    parts = [
+        ("ap", "Average precision", _precision(results)),
+        ("curves", "Loss and AP over epochs", _curves(results)),
+        ("layers", "Conflicts and reliability by layer", _layers(results)),
+        ("detections", "Detections", _detections(pictures, results, classes)),
+        ("saliency", "Saliency", _saliency(pictures, results, classes)),
+    ]
+    parts = [part for part in parts if part[2]]
+    body = [
+        f"<header><h1>{escape(title)}</h1>",
+        f'<p class="lead">{escape(_summary(results))}</p>',
+        nav([(key, heading) for key, heading, _ in parts]),
+        "</header>",
+        _cards(results),
+        details(command, settings or {}),
+        *(section(key, heading, *content) for key, heading, content in parts),
+    ]
+    text = page(title, "\n".join(part for part in body if part), __version__)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def _summary(results: Results) -> str:
+    """The outcome in plain words, for somebody who reads nothing else."""
+    spreads = {m: results.spread(m) for m in (*results.others, results.baseline)}
+    measured = [f"{ap} {_with(m, results)}" for m, ap in spreads.items() if ap.n]
+    if not measured:
+        return "AP was not measured in these runs."
+    counts = sorted({ap.n for ap in spreads.values() if ap.n})
+    if counts == [1]:
+        over = "one seed each" if len(measured) > 1 else "one seed"
+    else:
+        over = f"mean ± sample standard deviation over {' or '.join(map(str, counts))} seeds"
+    listed = " and ".join([", ".join(measured[:-1]), measured[-1]] if measured[1:] else measured)
+    text = f"The detector reached an AP of {listed} ({over}). "
+    if not results.others:
+        return text + "No other method was run: there is nothing to compare it with."
+    differences = []
+    for method in results.others:
+        pairs = results.paired(method)
+        words = results.label(method)
+        if pairs.seeds:
+            words += f" differs by {points(pairs.spread.mean)} points"
+        if len(pairs.seeds) > 1:
+            words += f" (95% interval {_interval(pairs)})"
+        differences.append(f"{words}: {pairs.verdict}")
+    return f"{text}Paired by seed, {'; '.join(differences)}."
+
+
+def _with(method: str, results: Results) -> str:
+    return "without correction" if method == "none" else f"with {results.label(method)}"
+
+
+def _interval(pairs: Paired) -> str:
+    low, high = pairs.interval
+    return f"{points(low)} to {points(high)}"
+
+
+def _difference(method: str, results: Results) -> str:
+    other = "no correction" if results.baseline == "none" else results.label(results.baseline)
+    return f"{results.label(method)} {MINUS} {other}"
+
+
+def _cards(results: Results) -> str:
+    items = []
+    for method, runs in results.runs.items():
+        small = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+        seconds = [e["seconds"] for run in runs.values() for e in run.epochs if "seconds" in e]
+        if seconds:
+            small += f", {median(seconds):.1f} s an epoch"
+        items.append((f"{dot(results.look[method])}, AP", str(results.spread(method)), small))
+    for method in results.others:
+        pairs = results.paired(method)
+        small = f"95% interval {_interval(pairs)}" if len(pairs.seeds) > 1 else pairs.verdict
+        number = f"{points(pairs.spread.mean)} points"
+        items.append((escape(_difference(method, results)), number, small))
+    return cards(items)
+
+
+def _precision(results: Results) -> list[str]:
+    """The AP tables, by condition and seed by seed, and the same as pictures."""
+    if not any(results.spread(method).n for method in results.runs):
+        return [note("No AP was measured in these runs.")]
+    groups = []
+    for condition in ("overall", *results.conditions):
+        rows = [
+            [dot(look), *(_cell(results.spread(method, condition, m)) for m in METRICS)]
+            for method, look in results.look.items()
+        ]
+        for method in results.others:
+            pairs = [results.paired(method, condition, m) for m in METRICS]
+            rows.append([escape(_difference(method, results)), *map(_paired_cell, pairs)])
+        groups.append((condition.capitalize(), rows))
+    counts = ", ".join(f"{results.label(m)} n = {len(runs)}" for m, runs in results.runs.items())
+    text = (
+        "COCO average precision in [0, 1]; AP is its mean over IoU 0.50 to 0.95. "
+        f"Mean ± sample standard deviation over seeds ({counts}"
+        f"{': a single seed has no spread' * (len(results.seeds) == 1)})."
+    )
+    if results.others and len(results.seeds) > 1:
+        text += (
+            " Differences are in points (hundredths of AP), paired by seed, with the 95% interval"
+            " of Student's t in brackets; among many rows, one in twenty such intervals misses"
+            " the truth by chance alone."
+        )
+    elif results.others:
+        text += " Differences are in points (hundredths of AP)."
+    parts = [note(text), table(["", *METRICS], groups)]
+    if results.others:
+        parts += ["<h3>Seed by seed</h3>", _seed_table(results)]
+    return [*parts, charts(*_precision_charts(results))]
+
+
+def _cell(ap: Spread) -> str:
+    mean, _, std = str(ap).partition(" ± ")
+    return mean + (f" <small>± {std}</small>" if std else "")
+
+
+def _paired_cell(pairs: Paired) -> str:
+    interval = f" <small>[{_interval(pairs)}]</small>" if len(pairs.seeds) > 1 else ""
+    return points(pairs.spread.mean) + interval
+
+
+def _seed_table(results: Results) -> str:
+    ap = {method: results.values(method) for method in results.runs}
+    pairs = [results.paired(method) for method in results.others]
+    by_seed = [dict(zip(p.seeds, p.differences, strict=True)) for p in pairs]
+    rows = [
+        [
+            f"seed {seed}",
+            *(str(spread([of.get(seed, math.nan)])) for of in ap.values()),
+            *(points(of.get(seed, math.nan)) for of in by_seed),
+        ]
+        for seed in results.seeds
+    ]
+    mean = ["mean", *(_cell(results.spread(method)) for method in ap), *map(_paired_cell, pairs)]
+    heads = [*map(dot, results.look.values())]
+    heads += [escape(_difference(method, results)) for method in results.others]
+    return table(["AP, overall", *heads], [("", rows), ("", [mean])])
+
+
+def _precision_charts(results: Results) -> list[tuple[str, str]]:
+    """AP by seed and by condition, each where there is more than one."""
+    found = []
+    values = {m: results.values(m) for m in results.runs}
+    several = len(results.seeds) > 1
+    if several:
+        by_seed = {
+            results.look[m]: np.array([of.get(s, math.nan) for s in results.seeds])
+            for m, of in values.items()
+        }
+        names = [f"seed {seed}" for seed in results.seeds]
+        words = "AP of each seed; a line joins what is paired."
+        found.append((dots(names, by_seed, "AP", words), words))
+    if results.conditions:
+        means, seeds = {}, {}
+        for method, look in results.look.items():
+            columns = [results.values(method, c).values() for c in results.conditions]
+            seeds[look] = np.array([list(column) for column in columns]).T
+            means[look] = np.array([spread(column).mean for column in columns])
+        words = "AP by condition" + ": mean over seeds, single seeds faint" * several + "."
+        found.append((dots(results.conditions, means, "AP", words, seeds), words))
+    return found
+
+
+def _curves(results: Results) -> list[str]:
+    items = []
+    for key, axis, words in (
+        ("loss", "training loss", "Training loss, mean of each epoch"),
+        ("AP", "AP", "AP where it was evaluated during training"),
+    ):
+        if series := results.curves(key):
+            several = any(len(curves) > 1 for _, curves in series)
+            ends = ", ".join(f"{look.label} {_last(curves):.3f}" for look, curves in series)
+            caption = f"{words}{'; single seeds thin, their mean thick' * several}. Last: {ends}."
+            items.append((lines(series, axis, caption), caption))
+    return [charts(*items)] if items else []
+
+
+def _last(curves: Sequence[Curve]) -> float:
+    """The mean in the last epoch that every seed has."""
+    _, values = mean_curve(curves)
+    return float(values[-1]) if len(values) else math.nan
+
+
+def _layers(results: Results) -> list[str]:
+    """For each method that corrects: where it found conflicts, and which modality it trusted."""
+    parts = []
+    layers = {look: results.layers(method) for method, look in results.look.items()}
+    measured = {look: found for look, found in layers.items() if found is not None}
+    for look, found in measured.items():
+        rgb, ir = found.rgb.mean(0), found.ir.mean(0)
+        text = (
+            f"Reliability (Eq. 5) of rgb is below that of ir in {(rgb < ir).sum()} of "
+            f"{len(found.names)} layers; the mean over layers is {rgb.mean():.3f} for rgb and "
+            f"{ir.mean():.3f} for ir. It is relative to the channels of the same model: it "
+            "compares modalities and layers, not models."
+        )
+        if series := dict(results.curves("conflicts")).get(look):
+            text = f"In the last epoch {_last(series):.1%} of all channels were in conflict. {text}"
+        conflicts = (
+            "Conflict fraction by layer and epoch: the share of a layer's channels whose gradients "
+            "conflict (Eq. 6), mean over logged steps and seeds. First layer on top."
+        )
+        epochs = f"the last {found.tail} epochs" if found.tail > 1 else "the last epoch"
+        several = "; single seeds faint" * (len(found.rgb) > 1)
+        reliability = f"Mean reliability R by layer over {epochs}{several}."
+        seeds = {RGB: found.rgb, IR: found.ir}
+        parts += [
+            f"<h3>{dot(look)}</h3>" if len(measured) > 1 else "",
+            note(text),
+            charts(
+                (
+                    heat(found.names, found.epochs, found.conflicts, "in conflict", conflicts),
+                    conflicts,
+                ),
+                (
+                    dots(found.names, {RGB: rgb, IR: ir}, "reliability R", reliability, seeds),
+                    reliability,
+                ),
+            ),
+        ]
+    return parts
+
+
+def _detections(pictures: Sequence[Picture], results: Results, classes: Sequence[str]) -> list[str]:
+    if not pictures:
+        return []
+    text = (
+        f"Detections that score at least {SCORE}, matched one to one by descending score at an IoU "
+        "of 0.5. A wrong class stands on an object that nothing else found; what is left is a "
+        f"false positive (the {MOST_FALSE} surest are drawn) or missed. Hover over a box for its "
+        "verdict."
+    )
+    shown = [
+        report_pictures.detections(f"picture{i}", picture, results.look, classes, SCORE)
+        for i, picture in enumerate(pictures)
+    ]
+    return [note(text), report_pictures.legend(), *shown]
+
+
+def _saliency(pictures: Sequence[Picture], results: Results, classes: Sequence[str]) -> list[str]:
+    shown = [
+        report_pictures.saliency(picture, results.look, classes)
+        for picture in pictures
+        if picture.saliency
+    ]
+    if not shown:
+        return []
+    text = (
+        "Where each detector looks. Gradient saliency: how much a pixel of one modality moves the "
+        "evidence for the detections; both modalities of a method share one scale. LayerCAM: "
+        "which places of the fused features carry that evidence. Thin boxes are the ground truth."
+    )
+    return [note(text), report_pictures.ramp("0", "1, the largest value of the scale"), *shown]

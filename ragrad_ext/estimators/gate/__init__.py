@@ -1,0 +1,1 @@
+"""Eq. 1 to first order in a gate on each row's output: the default estimator."""

@@ -1,0 +1,1 @@
+"""Estimators that were measured and are not recommended."""

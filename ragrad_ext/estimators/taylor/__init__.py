@@ -1,0 +1,1 @@
+"""Eq. 2: Eq. 1 by a Taylor expansion in the weights."""

@@ -1,0 +1,1 @@
+"""Which RGB weight is the twin of which infrared weight."""

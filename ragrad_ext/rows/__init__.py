@@ -1,0 +1,1 @@
+"""Paired tensors as rows: one row per output channel, layer by layer."""

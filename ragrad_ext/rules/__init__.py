@@ -1,0 +1,1 @@
+"""Rules of correction: what happens to a pair of rows."""

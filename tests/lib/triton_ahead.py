@@ -1,0 +1,153 @@
+"""Compiles the Triton kernels for devices that are not there.
+
+    python -m tests.lib.triton_ahead SM...
+
+One line of JSON for every kernel. They are compiled as a first step on that device would have them
+compiled, by a driver that can name its device and do nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from ragrad_ext.backends.triton import launch as triton_launch
+from ragrad_ext.backends.triton.conclusion import Conclusion
+from ragrad_ext.backends.triton.tuning import tuning
+from ragrad_ext.rows.bucket import Bucket
+
+from . import cases
+from .parity import bucket_of
+
+FLOAT, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
+# Gradient, weight and mean of an observation: what is usual first, then one type another.
+KINDS = [
+    (FLOAT, FLOAT, FLOAT),
+    (BRAIN, BRAIN, FLOAT),
+    (HALF, HALF, FLOAT),
+    (FLOAT, FLOAT, BRAIN),
+    (BRAIN, BRAIN, BRAIN),
+    (BRAIN, FLOAT, FLOAT),
+    (HALF, FLOAT, FLOAT),
+]
+
+
+class Driver:
+    """In place of a CUDA driver."""
+
+    def __init__(self, sm: int) -> None:
+        self.sm = sm
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.sm, 32)
+
+    def get_current_device(self) -> int:
+        return self.sm  # kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def twins(dtype: torch.dtype, walk: bool) -> tuple[Bucket, list[Tensor]]:
+    rgb, ir = (
+        [cases.cast(cases.transposed(x) if walk else x, dtype) for x in side]
+        for side in cases.twins(4, 3, 5)
+    )
+    return bucket_of(rgb, ir), rgb
+
+
+def works() -> Iterator[tuple[str, triton_launch.Work]]:
+    """Every kernel, by name."""
+    for walk in (False, True):
+        for g in (FLOAT, BRAIN, HALF):
+            bucket, _ = twins(g, walk)
+            yield named([g], walk), triton_launch.Correction(bucket, ())
+            yield named([g], walk), Conclusion(bucket, ())
+        for g, w, m in KINDS:
+            bucket, like = twins(g, walk)
+            operands = [[x.to(t) for x in like] for t in (w, w, m, m)]
+            yield named([g, w, m], walk), triton_launch.Observation(bucket, operands)
+
+
+def named(dtypes: list[torch.dtype], walk: bool) -> str:
+    return ", ".join([str(d).removeprefix("torch.") for d in dtypes] + ["walk"] * walk)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and local memory as cuobjdump reads them: the most of any function."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        said = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+    kinds = ("REG", "STACK", "LOCAL")
+    return {kind: max(map(int, re.findall(rf"{kind}:(\d+)", said))) for kind in kinds}
+
+
+def unguarded(ptx: str) -> int:
+    """How many releases come without a barrier of the block since its last stores or call."""
+    found, guarded = 0, False
+    for line in ptx.splitlines():
+        if re.search(r"\bbar(rier)?\.(cta\.)?sync\b", line):
+            guarded = True
+        elif re.search(r"\bst\.global|\bcall\b", line):
+            guarded = False
+        elif re.search(r"\batom\.global\.gpu\.(acq_rel|release)", line):
+            found += not guarded
+    return found
+
+
+def open_ends(ptx: str, function: str) -> int:
+    """How many of the functions so named return without a barrier since their last stores."""
+    bodies = re.findall(
+        rf"^\.func[^{{;]*_{function}__[^{{;]*\{{.*?^\}}", ptx, re.DOTALL | re.MULTILINE
+    )
+    assert bodies, f"there is no {function}"
+    return sum("bar.sync" not in body[body.rfind("st.global") :] for body in bodies)
+
+
+def compiled(name: str, work: triton_launch.Work) -> Iterator[dict[str, Any]]:
+    """What a first step compiles."""
+    kernels: list[Any] = []
+    loads = triton.compiler.CompiledKernel
+    loads.run = property(kernels.append)  # in place of loading it onto the device
+    work.compile()
+    for kernel in kernels:
+        ptx = kernel.asm["ptx"]
+        yield {
+            "name": f"{kernel.metadata.name}: {name}",
+            "warps": kernel.metadata.num_warps,
+            "shared": kernel.metadata.shared,
+            **resources(kernel.asm["cubin"]),
+            "vector loads": len(re.findall(r"ld\.global(?:\.\w+)*\.v4\.b32", ptx)),
+            "vector stores": len(re.findall(r"st\.global(?:\.\w+)*\.v[24]\.b32", ptx)),
+            "acquires": len(re.findall(r"(?:ld|atom)\.global\.gpu\.acquire", ptx)),
+            "unguarded releases": unguarded(ptx),
+            "open ends": open_ends(ptx, "rely") if kernel.metadata.name == "conclude" else 0,
+            "read-only loads": ptx.count("ld.global.nc"),
+            "atomics": sorted(set(re.findall(r"\b(?:atom|red)\.[\w.:]+", ptx))),
+        }
+
+
+def main(*targets: str) -> None:
+    for sm in map(int, targets):
+        triton.runtime.driver.set_active(Driver(sm))
+        tuned = tuning((sm // 10, sm % 10))
+        triton_launch.device_of = lambda device, tuned=tuned: (tuned, 1)
+        for name, work in works():
+            for row in compiled(name, work):
+                print(json.dumps({"sm": sm, **row}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

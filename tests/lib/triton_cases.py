@@ -1,0 +1,48 @@
+"""What the tests of the Triton backend share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ragrad_ext.backends.triton import launch as triton_launch
+from ragrad_ext.backends.triton import plan
+from ragrad_ext.backends.triton.tuning import Tuning
+from ragrad_ext.rows.conflicts import Conflicts
+
+from . import cases
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SLOW = pytest.mark.slow  # the interpreter is; the fast tests have a case of every kind
+USUAL = Tuning(), 1
+# Rows in many pieces, layers in many units, more blocks than one.
+SMALL = Tuning(plan.Limits(4096, 2048, 8, 2)), 3
+
+
+class Counting:
+    """A kernel that notes its launches."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.grids = kernel, list[tuple[int, ...]]()
+        self.warmup = kernel.warmup
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.grids.append(grid)
+        return self.kernel[grid]
+
+
+def tune(patch: pytest.MonkeyPatch, how: tuple[Tuning, int]) -> None:
+    patch.setattr(triton_launch, "device_of", lambda device: how)
+
+
+def found(record: Conflicts) -> list[Tensor]:
+    return [record.cosine, record.gap, record.mask, record.strength]
+
+
+def layers(*shapes: tuple[int, int], agreement: float = -0.5) -> cases.Pairs:
+    pairs = [cases.twins(*s, seed=i, agreement=agreement) for i, s in enumerate(shapes)]
+    return [p[0][0] for p in pairs], [p[1][0] for p in pairs]
