@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .lib.interpreted import pytest_collection_finish  # noqa: F401
+
 DATA = Path(os.environ.get("RAGRAD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

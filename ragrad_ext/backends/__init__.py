@@ -60,7 +60,7 @@ def select(name: str, device: torch.device) -> Backend:
     if name != "auto" and name not in known:
         choices = ", ".join(f'"{n}"' for n in known)
         raise ValueError(f'backend "{name}" is unknown; choose "auto" or one of {choices}')
-    wanted = BACKENDS if name == "auto" else (known[name],)
+    wanted = _preferred(device) if name == "auto" else (known[name],)
     reasons = {b.name: b.unusable(device) for b in wanted}
     for backend in wanted:
         if reasons[backend.name] is None:
@@ -69,3 +69,8 @@ def select(name: str, device: torch.device) -> Backend:
     raise RuntimeError(
         f"no usable backend on {device}: {why}. `python -m ragrad_ext doctor` shows what works here"
     )
+
+
+def _preferred(device: torch.device) -> tuple[Backend, ...]:
+    """What ``"auto"`` chooses from. Triton on a CPU is an interpreter: it must be named."""
+    return tuple(b for b in BACKENDS if device.type != "cpu" or b.name != "triton")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,12 @@ def corrected(
 
 
 def compare(
-    backend: Backend, rgb: Side, ir: Side, seed: int = 0, options: Options | None = None
+    backend: Backend,
+    rgb: Side,
+    ir: Side,
+    seed: int = 0,
+    options: Options | None = None,
+    tolerance: Mapping[torch.dtype, float] = RESULT,
 ) -> tuple[int, int]:
     """Holds a correction against the reference; returns (rows, rows inside the margin)."""
     options = options or Options()
@@ -58,7 +65,7 @@ def compare(
             assert torch.equal(bits(a[untouched]), bits(before[untouched]))
             a, b = a[same[rows]].double(), b[same[rows]].double()
             error = torch.where(a == b, 0, a - b).nan_to_num(0).norm(dim=1)
-            assert (error <= RESULT[rgb[l].dtype] * b.nan_to_num(0, 0, 0).norm(dim=1)).all()
+            assert (error <= tolerance[rgb[l].dtype] * b.nan_to_num(0, 0, 0).norm(dim=1)).all()
     return len(close), int(close.sum())
 
 

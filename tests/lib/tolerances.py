@@ -11,6 +11,9 @@ RESULT = {
     torch.float16: 2**-11,  # likewise, 11 bits
 }
 
+# bfloat16 that Triton's interpreter stores: cut off instead of rounded, up to a whole ulp.
+TRUNCATED = 2**-7
+
 # Cosines and strengths are float32 values of float64 sums: half an ulp, and one to spare.
 STAGE = 2**-23
 

@@ -13,7 +13,8 @@ from ragrad_ext.backends.triton import plan
 from ragrad_ext.backends.triton.tuning import Tuning
 from ragrad_ext.rows.conflicts import Conflicts
 
-from . import cases
+from . import cases, parity
+from .tolerances import RESULT, TRUNCATED
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,6 +38,18 @@ class Counting:
 
 def tune(patch: pytest.MonkeyPatch, how: tuple[Tuning, int]) -> None:
     patch.setattr(triton_launch, "device_of", lambda device: how)
+
+
+def tolerance() -> dict[torch.dtype, float]:
+    """Of a corrected row, as this version of the interpreter stores it."""
+    from .interpreter import rounds
+
+    return RESULT if rounds() else RESULT | {torch.bfloat16: TRUNCATED}
+
+
+def compare(*arguments: Any, **options: Any) -> tuple[int, int]:
+    """`parity.compare`, in the interpreter."""
+    return parity.compare(*arguments, **options, tolerance=tolerance())
 
 
 def found(record: Conflicts) -> list[Tensor]:

@@ -5,6 +5,7 @@ Triton itself is imported when it is first needed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,8 @@ class Triton:
 
 
 def _find_fault(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        return _find_fault_of_interpreter()
     if device.type != "cuda" or torch.version.cuda is None:
         return "it needs a CUDA device"
     if not torch.cuda.is_available():
@@ -117,10 +120,29 @@ def _find_fault(device: torch.device) -> str | None:
         return f"CUDA device {device.index} was asked for, and there are {n}"
     if (found := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"it needs compute capability 8.0, this device has {found[0]}.{found[1]}"
+    return _find_fault_of_triton()
+
+
+def _find_fault_of_triton() -> str | None:
     try:
         import triton
     except Exception as error:
         return f"triton does not import ({error}); it comes with PyTorch's CUDA builds"
     if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 6):
         return f"it needs triton 3.6, found {triton.__version__}; update torch, which brings it"
+    return None
+
+
+def _find_fault_of_interpreter() -> str | None:
+    """On a CPU the kernels run in Triton's interpreter, if Triton itself was imported with it."""
+    if "TRITON_INTERPRET" not in os.environ:  # the usual case does not import Triton
+        return "it needs a CUDA device"
+    if (why := _find_fault_of_triton()) is not None:
+        return why
+    import triton
+    import triton.language as tl
+
+    # Both were decided by TRITON_INTERPRET: our kernels are defined later than Triton's own.
+    if not triton.knobs.runtime.interpret or isinstance(tl.sum, triton.JITFunction):
+        return "it needs a CUDA device, or TRITON_INTERPRET=1 from the start of the process"
     return None

@@ -61,7 +61,7 @@ def pool(moments, units, out, M: tl.constexpr):
         squares += tl.sum(squares_u + n_u * (mean_u - mean) * (mean_u - mean), 0)
     std = tl.sqrt(squares / tl.maximum(n, 1.0))
     # no spread: every deviation is 0 of an infinite std
-    spread = std > 4 * EPS * top
+    spread = std > top * (4 * EPS)  # the tensor first: the interpreter asks for it
     tl.store(out, mean)
     tl.store(out + 1, tl.where(spread, std, float("inf")))
 

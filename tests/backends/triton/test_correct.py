@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -21,17 +20,11 @@ from ragrad_ext.rows.bucket import Buckets, Layout
 from ragrad_ext.rules.ragrad import Identify, Options, Resolve
 
 from ...lib import cases
-from ...lib.interpreted import interpreted
-from ...lib.parity import bucket_of, clone, compare, compare_observation, corrected, observed
-from ...lib.triton_cases import CPU, DTYPES, SLOW, SMALL, USUAL, found, layers, tune
+from ...lib.parity import bucket_of, clone, compare_observation, corrected, observed
+from ...lib.triton_cases import CPU, DTYPES, SLOW, SMALL, USUAL, compare, found, layers, tune
 
 pytest.importorskip("triton")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with interpreted():
-        yield
+pytestmark = pytest.mark.interpreted
 
 
 @pytest.mark.parametrize(

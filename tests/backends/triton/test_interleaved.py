@@ -6,8 +6,6 @@ there are, or fewer. What the compiler makes of the kernels is seen in `test_tri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -20,18 +18,12 @@ from ragrad_ext.rules.ragrad import Options
 
 from ...lib import cases
 from ...lib.interleave import Schedule, interleaved
-from ...lib.interpreted import interpreted
-from ...lib.parity import Side, bucket_of, clone, compare, corrected, observed
-from ...lib.triton_cases import SLOW
+from ...lib.parity import Side, bucket_of, clone, corrected, observed
+from ...lib.triton_cases import SLOW, compare
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.interpreted
 LIMITS = plan.Limits(tile_bytes=4096, unit_bytes=2048, row_pieces=64, share=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with interpreted():
-        yield
 
 
 @pytest.fixture(autouse=True)

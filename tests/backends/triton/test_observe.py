@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,17 +10,11 @@ import torch
 from ragrad_ext.backends.triton.backend import Triton
 
 from ...lib import cases
-from ...lib.interpreted import interpreted
 from ...lib.parity import clone, compare_observation, observed
 from ...lib.triton_cases import SLOW, SMALL, USUAL, tune
 
 pytest.importorskip("triton")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with interpreted():
-        yield
+pytestmark = pytest.mark.interpreted
 
 
 @pytest.mark.parametrize(

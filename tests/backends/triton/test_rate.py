@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -21,17 +21,11 @@ from ragrad_ext.rules.ragrad import Options
 
 from ...lib import cases
 from ...lib.interleave import Schedule, interleaved
-from ...lib.interpreted import interpreted
 from ...lib.parity import Side, clone
 from ...lib.triton_cases import CPU, SLOW
 
 pytest.importorskip("triton")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with interpreted():
-        yield
+pytestmark = pytest.mark.interpreted
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,11 @@
-"""The Triton backend from step to step: launches, what is kept, what is refused or falls back."""
+"""The Triton backend from step to step: launches, what is kept, what falls back."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import pickle
-import sys
-import types
 import weakref
-from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import pytest
@@ -19,24 +15,16 @@ from torch import Tensor
 from ragrad_ext import Reliability, Repa, backends, correct_
 from ragrad_ext.backends import History, Unavailable
 from ragrad_ext.backends.triton import launch as triton_launch
-from ragrad_ext.backends.triton import plan
 from ragrad_ext.backends.triton.backend import Triton
-from ragrad_ext.backends.triton.tuning import TABLE, Tuning, tuning
 from ragrad_ext.rows.bucket import Buckets, Layout
 from ragrad_ext.rules.ragrad import Options
 
 from ...lib import cases
-from ...lib.interpreted import interpreted
-from ...lib.parity import bits, bucket_of, clone, compare
-from ...lib.triton_cases import CPU, Counting, found, layers
+from ...lib.parity import bits, bucket_of, clone
+from ...lib.triton_cases import CPU, Counting, compare, found, layers
 
 pytest.importorskip("triton")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with interpreted():
-        yield
+pytestmark = pytest.mark.interpreted
 
 
 class TestFromStepToStep:
@@ -177,7 +165,7 @@ class TestKernelsThatDoNotCompile:
         from ragrad_ext.backends.triton import correct as triton_correct
 
         self.backend = Triton()
-        self.backend._known[CPU] = None  # as if the CPU were a GPU
+        self.backend.name = "preferred"  # by "auto" too, as "triton" is on a GPU
         monkeypatch.setattr(backends, "BACKENDS", (self.backend, *backends.BACKENDS[1:]))
         self.correct = triton_correct.correct
         monkeypatch.setattr(triton_correct, "correct", Broken())
@@ -200,9 +188,9 @@ class TestKernelsThatDoNotCompile:
     def test_a_named_request_fails_and_changes_nothing(self) -> None:
         rgb, ir = clone(self.rgb), clone(self.ir)
         with pytest.raises(Unavailable, match="no such instruction"):
-            correct_(rgb, ir, self.given, backend="triton")
+            correct_(rgb, ir, self.given, backend="preferred")
         with pytest.raises(RuntimeError, match=r"no usable backend on cpu.*no such instruction"):
-            correct_(rgb, ir, self.given, backend="triton")
+            correct_(rgb, ir, self.given, backend="preferred")
         for a, b in zip(rgb + ir, self.rgb + self.ir, strict=True):
             assert torch.equal(bits(a), bits(b))
 
@@ -236,66 +224,8 @@ class TestKernelsThatDoNotCompile:
         op = torch.ops.ragrad_ext.correct_
         args = self.given.values, None, "dual", "blend", 1e-30, *geometry
         with pytest.raises(Unavailable, match="no such instruction"):
-            op(clone(self.rgb), clone(self.ir), *args, "triton")
+            op(clone(self.rgb), clone(self.ir), *args, "preferred")
         self.backend._known[CPU] = None
         with pytest.warns(UserWarning, match="going on"):
             mask = op(clone(self.rgb), clone(self.ir), *args, "auto")[2]
         assert mask.any()
-
-
-class TestRefusals:
-    def test_the_interpreter_is_nothing_for_users(self) -> None:
-        assert Triton().unusable(CPU) == "it needs a CUDA device"
-        rgb, ir = layers((3, 5))
-        given = Reliability([torch.rand(3)], [torch.rand(3)])
-        with pytest.raises(RuntimeError, match='no usable backend on cpu: "triton": it needs a CU'):
-            correct_(rgb, ir, given, backend="triton")
-        assert backends.select("auto", CPU).name != "triton"
-
-    @pytest.mark.parametrize(
-        ("available", "capability", "triton", "why"),
-        [
-            (False, (9, 0), "3.6.0", "no CUDA device or driver"),
-            (True, (7, 5), "3.6.0", "it needs compute capability 8.0, this device has 7.5"),
-            (True, (9, 0), None, "triton does not import"),
-            (True, (9, 0), "3.5.1", "it needs triton 3.6, found 3.5.1"),
-            (True, (9, 0), "3.6.0+git1", None),
-            (True, (12, 0), "4.0.0", None),
-        ],
-    )
-    def test_what_is_missing_is_said(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        available: bool,
-        capability: tuple[int, int],
-        triton: str | None,
-        why: str | None,
-    ) -> None:
-        monkeypatch.setattr(torch.version, "cuda", "13.0")
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        module = None
-        if triton is not None:
-            module = types.ModuleType("triton")
-            module.__version__ = triton  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "triton", module)
-        said = Triton().unusable(torch.device("cuda"))
-        assert (said is None) if why is None else why in str(said)
-        if available:
-            assert "there are 1" in str(Triton().unusable(torch.device("cuda", 1)))
-        monkeypatch.setattr(torch.version, "cuda", None)
-        assert Triton().unusable(torch.device("cuda")) == "it needs a CUDA device"
-
-
-class TestTuning:
-    def test_an_architecture_that_is_not_listed_has_the_defaults(self) -> None:
-        assert tuning((99, 0)) == Tuning()
-
-    @pytest.mark.parametrize("one", [Tuning(), *TABLE.values()])
-    def test_every_entry_can_be_used(self, one: Tuning) -> None:
-        """Tiles of whole vectors, in every shape and type, for a correction and an observation."""
-        for item_bytes, shape in product((2, 4), range(len(plan.ROWS))):
-            width = plan.tile_width(shape, item_bytes, one.limits)
-            assert width & (width - 1) == 0
-            assert width // 2 >= 16 // item_bytes

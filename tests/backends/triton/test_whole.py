@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ragrad_ext import FirstOrder, Repa, backends, correct_
-from ragrad_ext.backends.reference import Reference
+from ragrad_ext import FirstOrder, Repa, correct_
 from ragrad_ext.backends.triton import conclusion as triton_conclusion
-from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.rows.conflicts import Conflicts
 
 from ...lib import cases
-from ...lib.interpreted import interpreted
 from ...lib.parity import bits
-from ...lib.tolerances import RESULT, STAGE
-from ...lib.triton_cases import SLOW, SMALL, Counting, tune
+from ...lib.tolerances import STAGE
+from ...lib.triton_cases import SLOW, SMALL, Counting, tolerance, tune
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.interpreted
 Side = list[Tensor | None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with interpreted():
-        yield
-
-
-class Anywhere(Triton):
-    def unusable(self, device: torch.device) -> None:
-        return None
-
-
 @pytest.fixture(autouse=True)
-def _anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And units small enough that there are several of every kind."""
-    monkeypatch.setattr(backends, "BACKENDS", (Anywhere(), Reference()))
+def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units small enough that there are several of every kind."""
     monkeypatch.setattr(triton_conclusion, "VALUES", 16)
     tune(monkeypatch, SMALL)
 
@@ -113,7 +98,7 @@ def compare_outcomes(
         same = before.eq(y) | before.isnan()
         assert torch.equal(bits(x)[same], bits(before)[same])
         error = torch.where(same, 0.0, x.double() - y.double()).norm()
-        assert error <= RESULT[x.dtype] * y.double().nan_to_num(0, 0, 0).norm()
+        assert error <= tolerance()[x.dtype] * y.double().nan_to_num(0, 0, 0).norm()
 
 
 def compare_states(mine: Repa, true: Repa) -> None:
