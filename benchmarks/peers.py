@@ -3,7 +3,7 @@
 Each corrects the two lists in place by a given reliability, (2, rows) float32, rows layer by
 layer. All compute in float32, as the backends do for bfloat16, and give the result of the library
 (the benchmark compares them with the reference), except `pcgrad`: it projects the two whole
-gradients on each other, which is another method, and stands here for its cost.
+gradients on each other, which is another method, and is here for its cost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weight shapes of one backbone of real models, by formula; each model stands for a twin pair.
+"""Weight shapes of one backbone of real models, by formula; each list is one side of a pair.
 
 Only weights with at least two dimensions, which are what is paired; no classification heads.
 """
