@@ -43,10 +43,8 @@ def contestants(rows: list[Row]) -> str:
 def brief(rows: list[Row], names: Iterable[str]) -> str:
     """The named contestants of the same table: time, and share of the floor's speed."""
     by_dtype = _on_resnet50(rows)
-    lines = [
-        f"| | {' | '.join(f'{dtype} | share of the floor' for dtype in by_dtype)} |",
-        "| --- " * (1 + 2 * len(by_dtype)) + "|",
-    ]
+    heads = [f"{dtype} | of the floor's speed" for dtype in by_dtype]
+    lines = [f"| | {' | '.join(heads)} |", "| --- " * (1 + 2 * len(heads)) + "|"]
     for name in names:
         mine = [found[name] for found in by_dtype.values()]
         lines.append(f"| {label(name)} | {' | '.join(f'{ms(r)} | {share(r)}' for r in mine)} |")

@@ -227,7 +227,7 @@ def test_tables() -> None:
         in kernel_tables.contestants(rows).splitlines()
     )
     assert kernel_tables.brief(rows, ["native", "tuned"]).splitlines() == [
-        "| | float32 | share of the floor | bfloat16 | share of the floor |",
+        "| | float32 | of the floor's speed | bfloat16 | of the floor's speed |",
         "| --- | --- | --- | --- | --- |",
         "| `native` | 4.69 ms | 90 % | 4.69 ms | 90 % |",
         "| PyTorch, vectorised, conflict rows only | 18.8 ms | 22 % | 18.8 ms | 22 % |",
