@@ -62,11 +62,13 @@ def exported(module: ModuleType) -> list[str]:
 def signature(name: str) -> str:
     """How to call what is public under this name, as a block of a page.
 
-    A class is followed by the public methods that it adds to its bases.
+    A class is followed by the public methods that it adds to its bases. A protocol that is called
+    is shown as it is called.
     """
     module, value = public()[name]
     lines = [] if module == "ragrad_ext" else [f"from {module} import {name}", ""]
-    lines.append(_call(name, value))
+    is_call = getattr(value, "_is_protocol", False) and "__call__" in vars(value)
+    lines.append(_call(name, value.__call__ if is_call else value))
     if inspect.isclass(value):
         bases = [b for b in value.__mro__[1:] if b.__module__.startswith("ragrad_ext")]
         lines += [
@@ -85,16 +87,14 @@ def rewritten(text: str) -> str:
 
 def _call(name: str, function: Any) -> str:
     found = inspect.signature(function)
-    parts = []
-    starred = False
-    for p in found.parameters.values():
-        if p.name == "self":
-            continue
-        if p.kind is p.KEYWORD_ONLY and not starred:
-            parts.append("*")
-            starred = True
-        starred |= p.kind is p.VAR_POSITIONAL
-        parts.append(_parameter(p))
+    shown = [p for p in found.parameters.values() if p.name != "self"]
+    kinds = [p.kind for p in shown]
+    parts = [_parameter(p) for p in shown]
+    # "*" before the first that must be named, "/" after the last that cannot be
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        parts.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    if positional := kinds.count(inspect.Parameter.POSITIONAL_ONLY):
+        parts.insert(positional, "/")
     result = found.return_annotation
     gives = "" if result in (found.empty, "None", None) or inspect.isclass(function) else result
     arrow = f" -> {gives}" if gives else ""
