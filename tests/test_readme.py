@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 
 import ragrad_ext
 from benchmarks import tables
+from ragrad_ext.detection.cli import add_commands
 
 from .lib import api_page
 from .lib.networks import TwoStream
@@ -128,6 +133,32 @@ def test_every_public_name_has_a_section_and_its_true_signature() -> None:
     assert not missing, f"docs/api.md has no section for {', '.join(sorted(missing))}"
     unnamed = [name for name in api_page.public() if not re.search(rf"`{name}\b", text)]
     assert not unnamed, f"docs/api.md does not name {', '.join(unnamed)}"
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """The arguments of every ``python -m`` of a page, with its shell variables filled in."""
+    fences = re.findall(
+        r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    shell = "\n".join(block for language, block in fences if not language)
+    lines = shell.replace("\\\n", " ").splitlines()
+    variables = dict(re.findall(r'^(\w+)="?([^"\n]+)"?$', "\n".join(lines), re.MULTILINE))
+    for line in lines:
+        if line.startswith("python -m "):
+            filled = Template(line).substitute(variables).replace("...", "")
+            yield shlex.split(filled, comments=True)[2:]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_understood(page: str) -> None:
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    subparsers.add_parser("doctor")
+    add_commands(subparsers)
+    for module, *arguments in commands(page):
+        assert find_spec(module), f"{page}: there is no module {module}"
+        if module == "ragrad_ext":
+            parser.parse_args(arguments)  # exits, and says why
 
 
 def anchors(text: str) -> set[str]:

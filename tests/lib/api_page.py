@@ -105,7 +105,7 @@ def _call(name: str, function: Any) -> str:
 
 
 def _parameter(p: inspect.Parameter) -> str:
-    stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+    stars = "*" * (p.kind is p.VAR_POSITIONAL) + "**" * (p.kind is p.VAR_KEYWORD)
     kind = "" if p.annotation is p.empty else f": {p.annotation}"
     default = p.default
     if default is p.empty:
