@@ -65,6 +65,7 @@ def environment() -> dict[str, Any]:
         for what in ("grads", "weights"):
             found[f"{what}_{modality}"] = [torch.randn(4, 3, generator=draw)]
         found[f"r_{modality}"] = [torch.rand(4, generator=draw)]
+    found |= {"rgb": model.rgb_backbone, "ir": model.ir_backbone}
     return {"torch": torch, "device": "cpu", "batch": loader[0][0], **found}
 
 
