@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint wheel-check clean
+.PHONY: help install demo test check lint docs wheel-check clean
 
 help:             ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -38,6 +38,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(filter-out %.cmake,$(wildcard csrc/*))
+	$(BIN)/yamllint --strict .github .pre-commit-config.yaml .yamllint.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+docs: install     ## write the tables, plots and signatures of the pages again
+	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m tests.lib.api_page
 
 wheel-check: install  ## build a wheel and use it beside two versions of torch (minutes, GB)
 	$(BIN)/python -m tests.lib.wheel_check

@@ -1,4 +1,4 @@
-"""The build of the compiled part. Everything declarative stands in pyproject.toml.
+"""The build of the compiled part. Everything declarative is in pyproject.toml.
 
 CMake (CMakeLists.txt) compiles `ragrad_ext._native`, which needs a C++ compiler. Where that fails,
 the installation is pure Python and says so. In the environment:

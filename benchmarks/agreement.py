@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from ragrad_ext import Conflicts
+from tests.lib import tolerances
 
 from .timing import Work
 from .twins import Twins
-
-# Error of a row relative to its norm. float32: the three sums of a row, of up to thousands of
-# products, are themselves in float32; 3e-7 was seen. bfloat16: half an ulp, of one rounding.
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
 def check(works: Mapping[str, Work], reference: Work, twins: Twins) -> None:
@@ -36,7 +33,7 @@ def check(works: Mapping[str, Work], reference: Work, twins: Twins) -> None:
         if isinstance(found, Conflicts) and not torch.equal(found.mask, truth.mask):
             raise RuntimeError(f"{name} finds other conflicts than the reference")
         error = largest_error(twins.weak_rows(), expected)
-        if not error <= TOLERANCE[twins.rgb[0].dtype]:  # nan fails
+        if not error <= tolerances.RESULT[twins.rgb[0].dtype]:  # nan fails
             raise RuntimeError(f"{name} differs from the reference by {error:.1e} of a row's norm")
         twins.restore_()
         if not twins.intact():

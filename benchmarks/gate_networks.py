@@ -1,4 +1,4 @@
-"""Small two-stream networks, one for every kind of thing that stands behind a row."""
+"""Small two-stream networks, one for each kind of layer that may follow a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stage(nn.Module):
 
     ``points`` holds, after a forward, the tensors at which a gate may sit, in order: ``row``, the
     layer's own output; ``norm``; ``activation``. The channel of a row has the index of the row in
-    each of them. ``behind(row, x)`` computes them anew from another output of the layer.
+    each of them. ``after(row, x)`` computes them from another output of the layer.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
-        self.points = self.behind(self.layer(x), x)
+        self.points = self.after(self.layer(x), x)
         return list(self.points.values())[-1]
 
-    def behind(self, row: Tensor, x: Tensor) -> Points:
+    def after(self, row: Tensor, x: Tensor) -> Points:
         points = {"row": row}
         if self.activation_first and self.activation is not None:
             points["activation"] = row = self.activation(row)
@@ -70,7 +70,7 @@ class Attention(Stage):
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(width, 3 * width), axis=2)
 
-    def behind(self, row: Tensor, x: Tensor) -> Points:
+    def after(self, row: Tensor, x: Tensor) -> Points:
         b, t, _ = row.shape
         q, k, v = row.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         scores = (q @ k.mT) * q.shape[-1] ** -0.5

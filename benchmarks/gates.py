@@ -1,12 +1,12 @@
 """Where should the gate of a row lie? Rank correlation with Eq. 1, place by place, kind by kind.
 
-A gate linearises the loss at one tensor t behind the row: ``E = sum (t' - t) dL/dt``, where t' is
-what t is without the row. For small two-stream networks, one for each kind of thing that may stand
-behind a convolution or linear layer, at initialisation and after one epoch, every row is really
+A gate linearises the loss at one tensor t after the row: ``E = sum (t' - t) dL/dt``, where t' is
+what t is without the row. For small two-stream networks, one for each kind of layer that may
+follow a convolution or linear layer, at initialisation and after one epoch, every row is really
 removed (Eq. 1), and each place of the gate is computed literally, row by row:
 
 - ``row``: t is the layer's own output, so that E is -g.theta; ``row, bias too`` removes its bias;
-- ``norm``: t is the output of the norm behind it; ``gain``: the same, but all of the channel gone
+- ``norm``: t is the output of the norm after it; ``gain``: the same, but all of the channel gone
   except the norm's bias, -gamma dL/dgamma; ``norm, bias too``: that gone as well, -sum t dL/dt;
 - ``activation``: t is the output of the activation; ``activation, others norm``: so for the row's
   own channel, and the output of the norm for the channels that the removal moves through it.
@@ -67,7 +67,7 @@ def run(kind: str, seed: int, images: Tensor, labels: Tensor, n: int) -> Iterato
     """Audit one network on the first n images, before and after an epoch on the others."""
     model = Network(kind, seed)
     batch, train = (images[:n], labels[:n]), (images[n:], labels[n:])
-    if kind.startswith(FROZEN):  # after a first epoch, as behind pretraining
+    if kind.startswith(FROZEN):  # after a first epoch, as after pretraining
         epoch(model, *train)
         model.freeze()
     for epochs in (0, 1):
@@ -148,7 +148,7 @@ def at_places(stage: Stage, loss: Tensor) -> dict[str, Tensor]:
         for i in range(channels):
             without = row.clone()
             without.select(axis, i).copy_(left.select(axis, i).expand_as(without.select(axis, i)))
-            for name, t in stage.behind(without, stage.x).items():
+            for name, t in stage.after(without, stage.x).items():
                 change = (t - value[name]) * slope[name]
                 whole[name].append(change.sum())
                 if t.shape == row.shape:

@@ -6,6 +6,7 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python -m benchmarks.gpu_smal
 from __future__ import annotations
 
 from . import agreement, kernels
+from .peers import PEERS
 from .shapes import Shape
 from .twins import Twins
 
@@ -27,7 +28,7 @@ def check(twins: Twins, what: str) -> None:
         works = {
             name: kernels.contender(kind, name, twins).work
             for name in kernels.names(kind, "tiny_53", twins.rgb[0].device)
-            if name not in kernels.PEERS
+            if name not in PEERS
         }
         agreement.check(works, works["reference"], twins)
         print(f"{kind}, {what}: {', '.join(works)} agree", flush=True)

@@ -1,35 +1,28 @@
-"""The tables that README.md makes of the rows of `kernels`."""
+"""The tables of kernel timings, from the rows that `kernels` wrote."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
+
+from .peers import PEERS
+from .shapes import MODELS
 
 Row = dict[str, Any]
 
-LABELS = {
-    "triton_two_launches": "`triton` in two launches",
-    "native_two_launches": "`native` in two launches",
-    "loop": "loop over channels",
-    "vectorised": "PyTorch, vectorised layer by layer",
-    "tuned": "PyTorch, vectorised, conflict rows only",
-    "foreach": "PyTorch, `torch._foreach_*`",
-    "compiled": "PyTorch, `torch.compile` of the vectorised",
-    "pcgrad": "PCGrad on flattened gradients (another method)",
-}
-MODELS = {
-    "resnet50": "ResNet-50",
-    "cspdarknet_l": "CSPDarknet-L",
-    "convnext_l": "ConvNeXt-L",
-    "vit_l": "ViT-L/16",
-    "vit_g": "ViT-g/14",
-}
+
+def label(name: str) -> str:
+    """A contestant as the tables call it: a peer by its label, a backend by its name."""
+    if name in PEERS:
+        return PEERS[name].label
+    backend = name.removesuffix("_two_launches")
+    return f"`{backend}`" if backend == name else f"`{backend}` in two launches"
 
 
 def contestants(rows: list[Row]) -> str:
     """All contestants on ResNet-50 twins with 10 % conflicts, the fastest in float32 first."""
-    mine = pick(rows, kind="correct", shape="resnet50", conflicts=0.1)
-    by_dtype = {d: {r["backend"]: r for r in pick(mine, dtype=d)} for d in dtypes(mine)}
+    by_dtype = _on_resnet50(rows)
     single, half = by_dtype["float32"], by_dtype["bfloat16"]
     base, tuned = single["vectorised"]["median_s"], single["tuned"]["median_s"]
     lines = [
@@ -40,35 +33,46 @@ def contestants(rows: list[Row]) -> str:
     for name in sorted(single, key=lambda n: single[n]["median_s"]):
         seconds = single[name]["median_s"]
         lines.append(
-            f"| {LABELS.get(name, f'`{name}`')} | {ms(single[name])} | {share(single[name])} "
+            f"| {label(name)} | {ms(single[name])} | {share(single[name])} "
             f"| {factor(base / seconds)} | {factor(tuned / seconds)} "
             f"| {ms(half[name])} | {share(half[name])} |"
         )
     return "\n".join(lines)
 
 
-def models(rows: list[Row]) -> str:
-    """The first backend of the file on every model: time, and share of the floor's speed."""
-    mine = pick(rows, backend=rows[0]["backend"])
+def brief(rows: list[Row], names: Iterable[str]) -> str:
+    """The named contestants of the same table: time, and share of the floor's speed."""
+    by_dtype = _on_resnet50(rows)
+    heads = [f"{dtype} | of the floor's speed" for dtype in by_dtype]
+    lines = [f"| | {' | '.join(heads)} |", "| --- " * (1 + 2 * len(heads)) + "|"]
+    for name in names:
+        mine = [found[name] for found in by_dtype.values()]
+        lines.append(f"| {label(name)} | {' | '.join(f'{ms(r)} | {share(r)}' for r in mine)} |")
+    return "\n".join(lines)
+
+
+def models(rows: list[Row], backend: str) -> str:
+    """One backend on every model: time, and share of the floor's speed."""
+    mine = pick(rows, backend=backend)
     lines = [
         "| backbone | layers | weights | dtype | 0 % conflicts | 10 % | 25 % | whole step, 10 % |",
         "| --- " * 8 + "|",
     ]
-    for shape, label in MODELS.items():
+    for shape, model in MODELS.items():
         for dtype in dtypes(pick(mine, shape=shape)):  # none of a model that the file lacks
             of = pick(mine, shape=shape, dtype=dtype)
             cells = [cell(of, kind="correct", conflicts=c) for c in (0.0, 0.1, 0.25)]
             cells.append(cell(of, kind="step", conflicts=0.1))
             lines.append(
-                f"| {label} | {of[0]['layers']} | {of[0]['weights'] / 1e6:.1f} M | {dtype} "
+                f"| {model.label} | {of[0]['layers']} | {of[0]['weights'] / 1e6:.1f} M | {dtype} "
                 f"| {' | '.join(cells)} |"
             )
     return "\n".join(lines)
 
 
-def growth(rows: list[Row]) -> str:
-    """The first backend of the file on the ladder, and the slope of its log-log line so far."""
-    ladder = [r for r in pick(rows, backend=rows[0]["backend"]) if r["shape"].startswith("ladder")]
+def growth(rows: list[Row], backend: str) -> str:
+    """One backend on the ladder of sizes, and the slope of its log-log line so far."""
+    ladder = [r for r in pick(rows, backend=backend) if r["shape"].startswith("ladder")]
     lines = ["| weights | layers | float32, 10 % | slope |", "| --- | --- | --- | --- |"]
     for row in ladder:
         slope = f"{row['slope']:.3f}" if "slope" in row else ""
@@ -89,8 +93,14 @@ def host(rows: list[Row]) -> str:
     for name in dict.fromkeys(r["backend"] for r in mine):
         found = [pick(mine, backend=name, shape=s) for s in shapes]
         cells = [f"{f[0]['host_us']:,.0f} µs" if f else "" for f in found]
-        lines.append(f"| {LABELS.get(name, f'`{name}`')} | {' | '.join(cells)} |")
+        lines.append(f"| {label(name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _on_resnet50(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """By dtype and contestant: a correction of ResNet-50 twins with 10 % conflicts."""
+    mine = pick(rows, kind="correct", shape="resnet50", conflicts=0.1)
+    return {d: {r["backend"]: r for r in pick(mine, dtype=d)} for d in dtypes(mine)}
 
 
 def pick(rows: list[Row], **wanted: object) -> list[Row]:

@@ -32,20 +32,13 @@ from ragrad_ext.backends.native import Native
 from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.rules.ragrad import Options
 
-from . import agreement, peers, record, shapes
+from . import agreement, record, shapes
+from .peers import PEERS
 from .timing import Contender, Samples, Yardstick, host_seconds, in_turn, kernel_seconds
 from .twins import Twins
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CONFLICTS = (0.0, 0.1, 0.25)  # real detectors: about 0.1
-PEERS: dict[str, peers.Peer] = {
-    "loop": peers.loop,
-    "vectorised": peers.vectorised,
-    "tuned": peers.tuned,
-    "foreach": peers.foreach,
-    "compiled": torch.compile(peers.vectorised, dynamic=False),
-    "pcgrad": peers.pcgrad,
-}
 # The plain variants on a GPU, which one launch must beat.
 TWO_LAUNCHES: dict[str, Backend] = {
     "triton_two_launches": Triton(two_launches=True),
@@ -107,7 +100,7 @@ def contender(kind: str, name: str, twins: Twins) -> Contender:
     grads, restore_ = (twins.rgb, twins.ir), twins.restore_
     if name == "pcgrad":  # rewrites every row
         grads, restore_ = twins.copy()
-    return Contender(partial(PEERS[name], *grads, twins.reliability.values), restore_)
+    return Contender(partial(PEERS[name].correct_, *grads, twins.reliability.values), restore_)
 
 
 @torch.no_grad()

@@ -80,10 +80,10 @@ def overhead(
         optimizer.step()
         return own
 
-    def anew(how: dict[str, Any]) -> RaGrad:
+    def fresh(how: dict[str, Any]) -> RaGrad:
         return RaGrad(model.backbone.rgb, model.backbone.ir, **how)
 
-    contestants = {name: anew(how) for name, how in CONTESTANTS.items()}
+    contestants = {name: fresh(how) for name, how in CONTESTANTS.items()}
     step(None)
     for ragrad in contestants.values():
         step(ragrad)
@@ -102,7 +102,7 @@ def overhead(
     base = held + peak_bytes(model, partial(step, None))
 
     def first_step(how: dict[str, Any]) -> None:
-        step(anew(how))  # so that what is kept from step to step is counted
+        step(fresh(how))  # so that what is kept from step to step is counted
 
     return [
         {

@@ -3,18 +3,20 @@
 Each corrects the two lists in place by a given reliability, (2, rows) float32, rows layer by
 layer. All compute in float32, as the backends do for bfloat16, and give the result of the library
 (the benchmark compares them with the reference), except `pcgrad`: it projects the two whole
-gradients on each other, which is another method, and stands here for its cost.
+gradients on each other, which is another method, and is here for its cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-Peer = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]
+Correct = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]
 EPS = 1e-30
 
 
@@ -144,3 +146,31 @@ def pcgrad(grads_rgb: Sequence[Tensor], grads_ir: Sequence[Tensor], reliability:
         parts = row.split([g.numel() for g in side])
         for g, part in zip(side, parts, strict=True):
             g.copy_(part.view(g.shape))
+
+
+def compiled(grads_rgb: Sequence[Tensor], grads_ir: Sequence[Tensor], reliability: Tensor) -> None:
+    """`vectorised` by ``torch.compile``, which compiles once per list of shapes."""
+    _compiled()(grads_rgb, grads_ir, reliability)
+
+
+@cache
+def _compiled() -> Correct:
+    # on first use: who only wants the labels need not load the compiler
+    return torch.compile(vectorised, dynamic=False)
+
+
+class Peer(NamedTuple):
+    """A peer of the benchmark: its name in the tables, and its call."""
+
+    label: str
+    correct_: Correct
+
+
+PEERS = {
+    "loop": Peer("loop over channels", loop),
+    "vectorised": Peer("PyTorch, vectorised layer by layer", vectorised),
+    "tuned": Peer("PyTorch, vectorised, conflict rows only", tuned),
+    "foreach": Peer("PyTorch, `torch._foreach_*`", foreach),
+    "compiled": Peer("PyTorch, `torch.compile` of the vectorised", compiled),
+    "pcgrad": Peer("PCGrad on flattened gradients (another method)", pcgrad),
+}

@@ -1,4 +1,4 @@
-"""The plot of README.md, from the rows of `kernels`. Needs matplotlib.
+"""The plot of docs/costs.md, from the rows of `kernels`. Needs matplotlib.
 
 The same rows and the same matplotlib give the same bytes.
 """
@@ -12,29 +12,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .kernel_tables import Row, dtypes, pick
+from .peers import PEERS
 
 BACKEND, PEER, FLOOR = "#e0700f", "#6482a6", "#1b2430"
-PEERS = ("loop", "vectorised", "tuned", "foreach", "compiled", "pcgrad", "reference")
 
 
-def kernels(rows: list[Row], path: Path) -> None:
-    """Time by weights, and times of all contestants on ResNet-50 twins, as an SVG."""
+def kernels(rows: list[Row], path: Path, backend: str) -> None:
+    """Time by weights, and times of all contestants on ResNet-50 twins, as an SVG.
+
+    The floor by weights is that of ``backend``, whose bandwidth was measured beside each call.
+    """
     with matplotlib.rc_context({"svg.hashsalt": "kernels", "font.size": 9}):
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _growth(left, [r for r in rows if r["shape"].startswith("ladder")])
+        _growth(left, [r for r in rows if r["shape"].startswith("ladder")], backend)
         _contestants(right, pick(rows, kind="correct", shape="resnet50", conflicts=0.1))
         figure.savefig(path, metadata={"Date": None})
 
 
-def _growth(axes: Axes, ladder: list[Row]) -> None:
+def _growth(axes: Axes, ladder: list[Row], backend: str) -> None:
     largest = max(r["weights"] for r in ladder)
     for name in [r["backend"] for r in pick(ladder, weights=largest)]:
         mine = pick(ladder, backend=name)
         x, y = [r["weights"] for r in mine], [r["median_s"] for r in mine]
         axes.plot(x, y, "o-", color=_colour(name), markersize=3, linewidth=1.2)
         axes.annotate(f" {name}", (x[-1], y[-1]), va="center", color=_colour(name))
-    best = pick(ladder, backend=ladder[0]["backend"])
+    best = pick(ladder, backend=backend)
     floor = [r["floor_bytes"] / r["bandwidth"] for r in best]
     axes.plot([r["weights"] for r in best], floor, "--", color=FLOOR, linewidth=1, label="floor")
     axes.set(xscale="log", yscale="log", xlabel="weights a side", ylabel="seconds a call")
@@ -65,4 +68,4 @@ def _contestants(axes: Axes, mine: list[Row]) -> None:
 
 
 def _colour(name: str) -> str:
-    return PEER if name in PEERS else BACKEND
+    return PEER if name in PEERS or name == "reference" else BACKEND

@@ -1,4 +1,4 @@
-"""Weight shapes of one backbone of real models, by formula; each model stands for a twin pair.
+"""Weight shapes of one backbone of real models, by formula; each list is one side of a pair.
 
 Only weights with at least two dimensions, which are what is paired; no classification heads.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -65,12 +66,19 @@ def tiny(layers: int) -> list[Shape]:
     return [(4, 8)] * layers
 
 
-MODELS: dict[str, Callable[[], list[Shape]]] = {
-    "resnet50": resnet50,
-    "cspdarknet_l": cspdarknet_l,
-    "convnext_l": convnext_l,
-    "vit_l": lambda: vit(1024, 4096, 24, 16),  # ViT-L/16
-    "vit_g": lambda: vit(1408, 6144, 40, 14),  # ViT-g/14 of 1 B weights
+class Model(NamedTuple):
+    """A real model: its name in the tables, and the weights of one backbone."""
+
+    label: str
+    shapes: Callable[[], list[Shape]]
+
+
+MODELS = {
+    "resnet50": Model("ResNet-50", resnet50),
+    "cspdarknet_l": Model("CSPDarknet-L", cspdarknet_l),
+    "convnext_l": Model("ConvNeXt-L", convnext_l),
+    "vit_l": Model("ViT-L/16", lambda: vit(1024, 4096, 24, 16)),
+    "vit_g": Model("ViT-g/14", lambda: vit(1408, 6144, 40, 14)),  # 1 B weights
 }
 LADDER: dict[str, Callable[[], list[Shape]]] = {
     f"ladder_{name}": lambda size=size: ladder(size)  # type: ignore[misc]
@@ -87,7 +95,7 @@ TINY: dict[str, Callable[[], list[Shape]]] = {
     f"tiny_{n}": lambda n=n: tiny(n)  # type: ignore[misc]
     for n in (53, 300)
 }
-SHAPES = MODELS | LADDER | TINY
+SHAPES = {name: model.shapes for name, model in MODELS.items()} | LADDER | TINY
 
 
 def count(shapes: list[Shape]) -> int:

@@ -144,8 +144,8 @@ def faster_rcnn(seed: int, sizes: Sizes, data: Data) -> Subject:
     The frozen statistics are those of the first images under the initial weights: detectors usually
     take them from pretraining, which there is none of here.
 
-    Regions proposed and sampled for the judged loss are those of the network as it stands, whatever
-    is then removed from it or moved: no gradient goes through their choice, and a loss of other
+    Regions proposed and sampled for the judged loss are those of the network as it is, whatever is
+    then removed from it or moved: no gradient goes through their choice, and a loss of other
     regions differs by more than what a channel does.
     """
     pairs = open_data(

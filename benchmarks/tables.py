@@ -1,6 +1,6 @@
-"""Write the tables of README.md and docs/, and the plots, anew from the result files.
+"""Write the tables of README.md and docs/, and the plots, from the result files.
 
-Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. With ``--check`` nothing
+Each table is between ``<!-- table: NAME -->`` and ``<!-- end -->``. With ``--check`` nothing
 is written; the exit code says whether every table is what its result file says. (Plots are not
 compared: another matplotlib draws the same picture in other bytes.)
 """
@@ -22,7 +22,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "kernels.svg"
 FRONTIER = ROOT / "docs" / "effectiveness.svg"
-PAGES = ("README.md", "docs/effectiveness.md", "docs/findings.md")
+PAGES = (
+    "README.md",
+    "docs/costs.md",
+    "docs/effectiveness.md",
+    "docs/findings.md",
+)
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -30,7 +35,7 @@ def gates() -> str:
     """Median Spearman correlation over seeds: what follows a row, by the place of its gate."""
     found = rows("gates")
     names = ["row", "gain", "norm", "activation", "Gate"]
-    lines = ["| behind the row | epochs | " + " | ".join(names) + " |"]
+    lines = ["| after the row | epochs | " + " | ".join(names) + " |"]
     lines.append("| --- " * (2 + len(names)) + "|")
     for kind, epochs in dict.fromkeys((r["kind"], r["epochs"]) for r in found):
         group = [r["spearman"] for r in found if (r["kind"], r["epochs"]) == (kind, epochs)]
@@ -41,14 +46,14 @@ def gates() -> str:
 
 def msrs() -> str:
     runs = msrs_runs()
-    return training_tables.average_precision(runs["without"], runs["Gate"])
+    return training_tables.average_precision(runs["no correction"], runs["Gate"])
 
 
 def msrs_runs() -> dict[str, list[dict[str, Any]]]:
     """The runs on MSRS by what was varied; the first two are of `ragrad_ext compare` as it is."""
     runs = load("msrs")["runs"] + load("msrs_more")["runs"]
     return {
-        "without": [r for r in runs if r["method"] == "none"],
+        "no correction": [r for r in runs if r["method"] == "none"],
         "Gate": [r for r in runs if r["method"] == "ragrad"],
         "the paper's estimate": load("msrs_paper")["runs"],
         "sensitivity alone": load("msrs_sensitivity")["runs"],
@@ -56,19 +61,15 @@ def msrs_runs() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-IN_README = (
-    "Gate",
-    "FirstOrder",
-    "Hutchinson, 1 probe",
-    "Hutchinson, 16 probes",
-    "FiniteDifference, 16 probes",
-    "RowQuadratic, 4 probes",
-    "GaussNewtonBartlett, 1 draw",
-)
+# The rows of the short tables in README.md.
+ESTIMATORS = ("Gate", "FirstOrder", "Hutchinson, 16 probes", "FiniteDifference, 16 probes")
+CONTESTANTS = ("native", "compiled", "tuned", "loop")
+VARIANTS = ("no correction", "Gate", "the paper's estimate", "Gate, normalised by layer")
+OVERHEADS = ("RaGrad", "RaGrad, without sensitivity")
 
 TABLES: dict[str, Callable[[], str]] = {
     "gates": gates,
-    "effectiveness": lambda: effectiveness_tables.brief(judged(), IN_README),
+    "effectiveness-brief": lambda: effectiveness_tables.brief(real_networks(), ESTIMATORS),
     "effectiveness-judged": lambda: effectiveness_tables.judged(judged()),
     "effectiveness-networks": lambda: effectiveness_tables.agreement(judged()),
     "effectiveness-overlap": lambda: effectiveness_tables.overlap(judged()),
@@ -76,14 +77,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "effectiveness-price": lambda: effectiveness_tables.price(judged()),
     "degraded": lambda: training_tables.degraded(rows("degraded")),
     "degraded-depth": lambda: training_tables.degraded_by_depth(rows("degraded")),
-    "overhead": lambda: training_tables.overhead(rows("overhead") + rows("overhead_1024")),
+    "overhead": lambda: training_tables.overhead(overheads()),
+    "overhead-brief": lambda: training_tables.overhead(overheads(), OVERHEADS),
     "classify": lambda: training_tables.classify(rows("classify")),
     "msrs": msrs,
     "msrs-variants": lambda: training_tables.variants(msrs_runs()),
+    "msrs-brief": lambda: training_tables.variants_brief(msrs_runs(), VARIANTS),
     "kernels": lambda: kernel_tables.contestants(rows("kernels_cpu")),
-    "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu")),
-    "kernels-again": lambda: kernel_tables.models(rows("kernels_cpu_resnet50")),
-    "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu")),
+    "kernels-brief": lambda: kernel_tables.brief(rows("kernels_cpu"), CONTESTANTS),
+    "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu"), "native"),
+    "kernels-again": lambda: kernel_tables.models(rows("kernels_cpu_resnet50"), "native"),
+    "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu"), "native"),
     "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
 # One command each, so that they can run side by side.
@@ -103,6 +107,14 @@ def judged() -> list[dict[str, Any]]:
     return [row for row in found if "added_steps" not in row or row is prices[row["network"]]]
 
 
+def real_networks() -> list[dict[str, Any]]:
+    return effectiveness_tables.of_networks(judged())
+
+
+def overheads() -> list[dict[str, Any]]:
+    return rows("overhead") + rows("overhead_1024")
+
+
 def rows(name: str) -> list[dict[str, Any]]:
     return list(load(name)["rows"])
 
@@ -116,7 +128,7 @@ def two(x: float) -> str:
 
 
 def rewritten(text: str) -> str:
-    """A page with every table made anew."""
+    """A page with every table made again."""
     return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
 
 
@@ -133,7 +145,7 @@ def main() -> int:
             if not check:
                 page.write_text(new)
     if not check:
-        plots.kernels(rows("kernels_cpu"), PLOT)
+        plots.kernels(rows("kernels_cpu"), PLOT, "native")
         effectiveness_plot.frontier(judged(), FRONTIER)
     if stale:
         print(f"{'stale' if check else 'rewritten'}: {', '.join(stale)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ragrad_ext.detection.report.statistics import Paired, paired, spread
@@ -98,11 +98,11 @@ def average_precision(without: list[Row], with_: list[Row]) -> str:
 
 
 def variants(runs: Mapping[str, list[Row]]) -> str:
-    """Of each variant AP and AP50 over all images, in points, against the first two."""
+    """Of each variant AP and AP50 over all images, in points, and differences to the first two."""
     names = list(runs)
     lines = [
         "| | seeds",
-        *(f"{m} | {' | '.join(f'against {n}' for n in names[:2])}" for m in METRICS),
+        *(f"{m} | {' | '.join(f'difference to {n}' for n in names[:2])}" for m in METRICS),
     ]
     lines = [" | ".join([*lines, "training loss at the end |"])]
     lines.append("| --- " * (3 + 3 * len(METRICS)) + "|")
@@ -116,6 +116,22 @@ def variants(runs: Mapping[str, list[Row]]) -> str:
                 cells.append(_gap(paired(values, against)) if names.index(other) < place else "")
         losses = spread(r["loss"][-1] for r in mine)
         cells.append(f"{losses.mean:.3f} ± {losses.std:.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def variants_brief(runs: Mapping[str, list[Row]], names: Iterable[str]) -> str:
+    """Of the named variants AP and AP50 over all images, and the difference to the first of all."""
+    base = next(iter(runs))
+    lines = [
+        f"| | seeds | {' | '.join(f'{m} | difference to {base}' for m in METRICS)} |",
+        "| --- " * (2 + 2 * len(METRICS)) + "|",
+    ]
+    for name in names:
+        cells = [name, str(len(runs[name]))]
+        for metric in METRICS:
+            values, against = (_points(runs[n], "overall", metric) for n in (name, base))
+            cells += [_mean(values), "" if name == base else _gap(paired(values, against))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -134,9 +150,12 @@ def _gap(pairs: Paired) -> str:
     return f"{pairs.spread.mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def overhead(rows: list[Row]) -> str:
-    """What a step takes more: RaGrad's own calls, and the rounds' differences; and memory."""
-    names = list(dict.fromkeys(r["contestant"] for r in rows))
+def overhead(rows: list[Row], names: Iterable[str] = ()) -> str:
+    """What a step takes more, for the named contestants or for all.
+
+    Time of RaGrad's own calls, then the smallest and largest difference of a round; and memory.
+    """
+    names = list(names) or list(dict.fromkeys(r["contestant"] for r in rows))
     heads = " | ".join(f"{n}: time | memory" for n in names)
     lines = [f"| BatchNorm | images | a plain step | {heads} |"]
     lines.append("| --- " * (3 + 2 * len(names)) + "|")

@@ -24,7 +24,7 @@ class Twins:
     """L pairs of gradients, a reliability, and what Eq. 6 must make of them.
 
     Conflict rows have a cosine of -0.8, half of the others -0.2 and the rest 0.3, so that the mean
-    negative cosine lies far from all three; reliabilities differ by 0.75 in conflict rows and by
+    negative cosine is far from all three; reliabilities differ by 0.75 in conflict rows and by
     1/16 elsewhere. Short rows scatter around these cosines, and are still far from their mean.
     Without conflicts no cosine is negative.
 

@@ -138,7 +138,7 @@ def nothing(rgb: Sequence[Tensor], ir: Sequence[Tensor], r: Tensor) -> None:
         (nothing, "differs from the reference by"),
     ],
 )
-def test_a_wrong_contestant_is_not_timed(wrong: peers.Peer, message: str) -> None:
+def test_a_wrong_contestant_is_not_timed(wrong: peers.Correct, message: str) -> None:
     twins = Twins(SMALL, 0.25)
     work: Callable[[], None] = lambda: wrong(twins.rgb, twins.ir, twins.reliability.values)  # noqa: E731
     with pytest.raises(RuntimeError, match=f"wrong {message}"):
@@ -226,18 +226,35 @@ def test_tables() -> None:
         "| PyTorch, vectorised layer by layer | 56.3 ms | 8 % | 1x | 0.33x | 56.3 ms | 8 % |"
         in kernel_tables.contestants(rows).splitlines()
     )
+    assert kernel_tables.brief(rows, ["native", "tuned"]).splitlines() == [
+        "| | float32 | of the floor's speed | bfloat16 | of the floor's speed |",
+        "| --- | --- | --- | --- | --- |",
+        "| `native` | 4.69 ms | 90 % | 4.69 ms | 90 % |",
+        "| PyTorch, vectorised, conflict rows only | 18.8 ms | 22 % | 18.8 ms | 22 % |",
+    ]
     assert (
         "| ResNet-50 | 53 | 23.5 M | bfloat16 "
         "| 4.69 ms, 90 % | 4.69 ms, 90 % | 4.69 ms, 90 % | 4.69 ms, 90 % |"
-        in kernel_tables.models(rows).splitlines()
+        in kernel_tables.models(rows, "native").splitlines()
     )
-    assert "| 4 Mi | 16 | 0.839 ms, 90 % | 1.000 |" in kernel_tables.growth(rows).splitlines()
+    assert (
+        "| 4 Mi | 16 | 0.839 ms, 90 % | 1.000 |"
+        in kernel_tables.growth(rows, "native").splitlines()
+    )
     assert "| `native` | 35 µs | 35 µs |" in kernel_tables.host(rows).splitlines()
+
+
+def test_every_contestant_has_a_label() -> None:
+    assert kernel_tables.label("native") == "`native`"
+    assert kernel_tables.label("triton_two_launches") == "`triton` in two launches"
+    labels = [kernel_tables.label(name) for name in peers.PEERS]
+    assert labels == [peer.label for peer in peers.PEERS.values()]
+    assert len({*labels}) == len(labels)
 
 
 def test_the_plot_is_the_same_every_time(tmp_path: Path) -> None:
     pictures = []
     for name in ("a.svg", "b.svg"):
-        plots.kernels(fake_rows(), tmp_path / name)
+        plots.kernels(fake_rows(), tmp_path / name, "native")
         pictures.append((tmp_path / name).read_bytes())
     assert pictures[0] == pictures[1]

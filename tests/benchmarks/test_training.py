@@ -160,7 +160,8 @@ def test_tables_by_hand() -> None:
     ]
     none = "+0.00 (+0.00 to +0.00)"
     assert training_tables.variants(runs).splitlines() == [
-        "| | seeds | AP | against none | against Gate | AP50 | against none | against Gate "
+        "| | seeds | AP | difference to none | difference to Gate | AP50 | difference to none "
+        "| difference to Gate "
         "| training loss at the end |",
         "| --- " * 9 + "|",
         f"| none | 2 | 15.00 ± 7.07 |  |  | {same} |  |  | 1.500 ± 0.707 |",
@@ -168,6 +169,12 @@ def test_tables_by_hand() -> None:
         "| 1.500 ± 0.707 |",
         "| paper | 2 | 16.00 ± 4.24 | +1.00 (-24.41 to +26.41) | +0.00 (-25.41 to +25.41) "
         f"| {same} | {none} | {none} | 1.500 ± 0.707 |",
+    ]
+    assert training_tables.variants_brief(runs, ["none", "paper"]).splitlines() == [
+        "| | seeds | AP | difference to none | AP50 | difference to none |",
+        "| --- " * 6 + "|",
+        f"| none | 2 | 15.00 ± 7.07 |  | {same} |  |",
+        f"| paper | 2 | 16.00 ± 4.24 | +1.00 (-24.41 to +26.41) | {same} | {none} |",
     ]
     rows = [
         {"norm": "frozen", "images": 8, "size": [384, 288], "contestant": "RaGrad",
