@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .training.settings import CHOICES, Settings
+from .settings import CHOICES, Settings
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -180,7 +180,7 @@ def _train(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from .evaluation.evaluate import average_precision, detect
     from .training.checkpoint import load_checkpoint
-    from .training.parts import load_trained, open_split, pick_device
+    from .training.model import load_trained, open_split, pick_device
 
     settings = Settings.from_dict(load_checkpoint(Path(args.checkpoint))["settings"])
     if args.data is not None:

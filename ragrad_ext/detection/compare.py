@@ -14,12 +14,12 @@ import torch
 import torchvision
 
 from ..version import __version__
-from .report.choice import make_pictures
 from .report.data import Results
+from .report.examples import make_pictures
 from .report.report import Run, write_report
-from .training.parts import open_split, pick_device
-from .training.run_log import write_json
-from .training.settings import Settings
+from .settings import Settings
+from .training.meter import write_json
+from .training.model import open_split, pick_device
 from .training.train import check_folder, train
 
 

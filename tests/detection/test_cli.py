@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ragrad_ext.detection import cli
-from ragrad_ext.detection.training.settings import Settings
+from ragrad_ext.detection.settings import Settings
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 TINY = ["--scenes", "4", "--width", "96", "--height", "96", "--epochs", "1", "--device", "cpu"]

@@ -13,10 +13,10 @@ import torch
 
 from ragrad_ext.detection import compare as compare_module
 from ragrad_ext.detection.compare import compare, results
-from ragrad_ext.detection.report.choice import choose_pictures
+from ragrad_ext.detection.report.examples import choose_pictures
 from ragrad_ext.detection.report.report import Run
-from ragrad_ext.detection.training.run_log import write_json
-from ragrad_ext.detection.training.settings import Settings
+from ragrad_ext.detection.settings import Settings
+from ragrad_ext.detection.training.meter import write_json
 
 TINY = Settings(epochs=1, scenes=4, width=96, height=96, device="cpu")
 

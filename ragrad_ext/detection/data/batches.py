@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..training.seeds import AUGMENT, ORDER, derive_seed
+from ..seeds import AUGMENT, ORDER, derive_seed
 from .datasets import PairedImages, Sample, collate
 
 Augment = Callable[[Tensor, dict[str, Any], torch.Generator], Sample]

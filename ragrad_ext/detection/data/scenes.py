@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .painting import AMBIENT, DRAW, Array, blob, drawn, grid, picture
+from .objects import AMBIENT, DRAW, Array, blob, drawn, grid, picture
 
 CLASSES = ("person", "bicycle", "car")
 

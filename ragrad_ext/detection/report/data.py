@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .figures import Array, Curve, Style, styles
+from .charts import Array, Curve, Style, styles
 from .statistics import Paired, Spread, paired, spread
 
 METRICS = ("AP", "AP50", "AP75")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from .figures import PALETTE, Style
+from .charts import PALETTE, Style
 
 _CSS = """
 :root { color-scheme: light dark; LIGHT }

@@ -16,11 +16,11 @@ import numpy as np
 
 from ...version import __version__
 from ..training.checkpoint import write_whole
-from . import pictures as report_pictures
+from . import panels as report_pictures
+from .charts import IR, RGB, Curve, dots, heat, lines, mean_curve
 from .data import METRICS, LayerHistory, Results, Run
-from .figures import IR, RGB, Curve, dots, heat, lines, mean_curve
 from .html import cards, charts, details, dot, nav, note, page, section, table
-from .pictures import MOST_FALSE, Picture
+from .panels import MOST_FALSE, Picture
 from .statistics import MINUS, Paired, Spread, points, spread
 
 __all__ = ["LayerHistory", "Picture", "Run", "write_report"]

@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from .settings import Settings
+from ..settings import Settings
 
 FORMAT = 1
 

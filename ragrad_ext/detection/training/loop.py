@@ -18,6 +18,8 @@ from ..data.batches import epoch_batches, load_batches
 from ..data.transforms import PairedAugment
 from ..evaluation.evaluate import average_precision, detect
 from ..report.report import LayerHistory, Run
+from ..seeds import STEP, derive_seed, own_randomness, seed_
+from ..settings import Settings
 from .checkpoint import (
     check_classes,
     check_settings,
@@ -25,7 +27,8 @@ from .checkpoint import (
     load_model_,
     save_checkpoint,
 )
-from .parts import (
+from .meter import Meter, Row, write_log
+from .model import (
     learning_rate,
     make_model,
     make_optimizer,
@@ -33,9 +36,6 @@ from .parts import (
     open_split,
     pick_device,
 )
-from .run_log import Meter, Row, write_log
-from .seeds import STEP, derive_seed, own_randomness, seed_
-from .settings import Settings
 from .stopping import Interrupted, stop_signal
 
 READ_EVERY = 10  # steps between two looks at the device: each one waits for it

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..report.report import Run
+from ..settings import Settings
 from .checkpoint import check_settings
 from .loop import Trainer
-from .run_log import read_run, write_json, write_run
-from .settings import Settings
+from .meter import read_run, write_json, write_run
 
 # Removed back to front: the mark of a finished run goes first.
 FILES = ("settings.json", "checkpoint.pt", "log.csv", "layers.npz", "metrics.json")

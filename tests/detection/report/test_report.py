@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from ragrad_ext.detection.evaluation.matching import match
+from ragrad_ext.detection.report.charts import PALETTE, mean_curve, styles
 from ragrad_ext.detection.report.data import Results
-from ragrad_ext.detection.report.figures import PALETTE, mean_curve, styles
-from ragrad_ext.detection.report.pictures import _Layout, in_words, outcome_marks, overlay
+from ragrad_ext.detection.report.panels import _Layout, in_words, outcome_marks, overlay
 from ragrad_ext.detection.report.report import LayerHistory, Picture, Run, write_report
 from ragrad_ext.detection.report.statistics import Paired, paired, points, spread
 

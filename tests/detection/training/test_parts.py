@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from ragrad_ext.detection.data.batches import epoch_batches, load_batches
 from ragrad_ext.detection.data.datasets import Scenes
 from ragrad_ext.detection.data.transforms import PairedAugment
+from ragrad_ext.detection.seeds import AUGMENT, ORDER, derive_seed, own_randomness, seed_
+from ragrad_ext.detection.settings import Settings
 from ragrad_ext.detection.training.checkpoint import load_checkpoint, load_model_, save_checkpoint
-from ragrad_ext.detection.training.parts import (
+from ragrad_ext.detection.training.meter import Meter, write_json
+from ragrad_ext.detection.training.model import (
     learning_rate,
     make_model,
     make_optimizer,
     pick_device,
 )
-from ragrad_ext.detection.training.run_log import Meter, write_json
-from ragrad_ext.detection.training.seeds import AUGMENT, ORDER, derive_seed, own_randomness, seed_
-from ragrad_ext.detection.training.settings import Settings
 
 TINY = Settings(epochs=2, scenes=8, width=96, height=96, evaluate_every=1, device="cpu")
 

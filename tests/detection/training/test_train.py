@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ragrad_ext.detection.training import train as train_module
 from ragrad_ext.detection.training.checkpoint import load_checkpoint, save_checkpoint
-from ragrad_ext.detection.training.parts import (
+from ragrad_ext.detection.training.meter import read_run, write_json
+from ragrad_ext.detection.training.model import (
     load_trained,
     open_split,
 )
-from ragrad_ext.detection.training.run_log import read_run, write_json
 from ragrad_ext.detection.training.stopping import Interrupted, stop_signal
 from ragrad_ext.detection.training.train import train
 

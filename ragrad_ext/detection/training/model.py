@@ -13,9 +13,9 @@ import ragrad_ext
 
 from ..data.datasets import PairedImages, open_data
 from ..models.two_stream import build
+from ..seeds import INIT, METHOD, derive_seed, own_randomness, seed_
+from ..settings import Settings
 from .checkpoint import check_classes, load_checkpoint, load_model_
-from .seeds import INIT, METHOD, derive_seed, own_randomness, seed_
-from .settings import Settings
 
 
 def open_split(settings: Settings, split: str | None) -> PairedImages:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..evaluation.matching import Matches, match
-from .figures import Style
+from .charts import Style
 
 Pixels = npt.NDArray[np.float32]
 Spot = tuple[float, float]

@@ -10,8 +10,8 @@ from typing import Any
 from ..data.datasets import PairedImages
 from ..evaluation.evaluate import detect
 from ..evaluation.saliency import gradient_saliency, layer_cam
-from ..training.parts import load_trained, pick_device
-from ..training.settings import Settings
+from ..settings import Settings
+from ..training.model import load_trained, pick_device
 from .report import Picture
 
 
