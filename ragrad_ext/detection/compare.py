@@ -12,10 +12,10 @@ from .data.splits import open_splits
 from .device import pick_device
 from .files import write_json
 from .jobs import Plan, sensible_jobs, train_in_turn, train_side_by_side, usable_cores
-from .report.data import Results
 from .report.examples import make_examples
 from .report.record import record
 from .report.report import write_report
+from .report.results import Results
 from .report.summary import answer
 from .runs import read_run
 from .settings import Settings

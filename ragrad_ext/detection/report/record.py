@@ -17,7 +17,7 @@ from ragrad_ext import __version__
 from ..device import pick_device
 from ..runs import Run
 from ..settings import Settings
-from .data import Results
+from .results import Results
 
 
 def record(

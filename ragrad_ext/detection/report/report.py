@@ -10,19 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
-from ...version import __version__
+from ragrad_ext import __version__
+
 from ..files import write_whole
 from ..runs import Run
 from . import panels
 from .charts import IR, RGB, Curve, dots, heat, lines, mean_curve
-from .data import METRICS, Results
 from .examples import Example
 from .html import cards, chart_row, details, dot, nav, note, page, section, table
 from .panels import MOST_FALSE
+from .results import METRICS, Results
 from .statistics import Paired, Spread, points, spread
 from .summary import answer, difference_name, interval, limits
 
@@ -75,9 +75,6 @@ def _cards(results: Results) -> str:
     items = []
     for method, runs in results.runs.items():
         small = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-        seconds = [e["seconds"] for run in runs.values() for e in run.epochs if "seconds" in e]
-        if seconds:
-            small += f", {median(seconds):.1f} s an epoch"
         items.append((f"{dot(results.look[method])}, AP", str(results.spread(method)), small))
     for method in results.others:
         pairs = results.paired(method)

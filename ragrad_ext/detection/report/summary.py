@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .data import Results
+from .results import Results
 from .statistics import MINUS, Paired, points
 
 
@@ -36,27 +36,22 @@ def answer(results: Results) -> str:
 def limits(results: Results) -> str:
     """What the differences can and cannot show, given their number and their noise."""
     scope = "The result holds for this detector, this data and this length of training."
-    pairs = {method: results.paired(method) for method in results.others}
+    pairs = {results.label(method): results.paired(method) for method in results.others}
     if not any(p.seeds for p in pairs.values()):
         return scope
     if not any(len(p.seeds) > 1 for p in pairs.values()):
         return (
             "One seed cannot show a difference: another seed alone changes AP, often by more than "
-            f"a method does. Use at least three, such as --seeds 0 1 2. {scope}"
+            f"a method does. Train at least three (--seeds 0 1 2). {scope}"
         )
-    widths = [
-        f"{100 * p.margin:.1f} points for {results.label(method)} ({len(p.seeds)} seeds)"
-        for method, p in pairs.items()
+    blind = "".join(
+        f"For {label}, {len(p.seeds)} seeds cannot tell a difference below "
+        f"{100 * p.margin:.1f} points from noise. "
+        for label, p in pairs.items()
         if p.margin > 0
-    ]
-    found = (
-        "Differences that are too small to be told from the noise of the seeds: below "
-        f"{', '.join(widths)}. "
-        if widths
-        else ""
     )
     return (
-        f"{found}An interval that contains 0 does not show that two methods are equal: the true "
+        f"{blind}An interval that contains 0 does not show that two methods are equal: the true "
         f"difference may be anywhere in it. More seeds make it narrower. {scope}"
     )
 

@@ -20,10 +20,10 @@ from PIL import Image
 
 from ragrad_ext.detection.evaluation.matching import match
 from ragrad_ext.detection.report.charts import PALETTE, mean_curve, styles
-from ragrad_ext.detection.report.data import Results
 from ragrad_ext.detection.report.examples import Example
 from ragrad_ext.detection.report.panels import Layout, in_words, outcome_marks, overlay
 from ragrad_ext.detection.report.report import write_report
+from ragrad_ext.detection.report.results import Results
 from ragrad_ext.detection.report.statistics import Paired, paired, points, spread
 from ragrad_ext.detection.runs import LayerHistory, Run
 
@@ -301,6 +301,17 @@ def test_one_seed_is_said_to_show_nothing(tmp_path: Path) -> None:
     assert "with RaGrad and 0.300 without correction (one seed each)" in page.words
     assert "RaGrad differs by +5.0 points: one seed is not enough" in page.words
     assert "interval" not in page.words
+
+
+def test_the_limits_are_said_in_numbers(tmp_path: Path) -> None:
+    _, page = written(tmp_path, both())
+    # The margin of the summary above: 4.3027 / sqrt(3) = 2.484.
+    assert "For RaGrad, 3 seeds cannot tell a difference below 2.5 points from noise." in page.words
+    assert "An interval that contains 0 does not show that two methods are equal" in page.words
+    _, page = written(tmp_path, both(1))
+    assert "One seed cannot show a difference" in page.words
+    _, page = written(tmp_path, [run("none", 0)])
+    assert "cannot" not in page.words
 
 
 def test_charts_follow_the_theme_and_leave_matplotlib_alone(
