@@ -1,4 +1,7 @@
-"""The commands train, evaluate, compare and demo. Loads torchvision and the rest when one runs."""
+"""The commands train, evaluate, compare and demo. Each loads torchvision and the rest when it runs.
+
+Options of training are the fields of `Settings`.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +9,33 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .training.settings import CHOICES, Settings
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .compare import Comparison
 
 Command = Callable[[argparse.Namespace], int]
 
 EXTRA = ("torchvision", "pycocotools", "matplotlib", "tqdm", "PIL", "scipy")
-HELP = {
-    "data": 'folder of visible/infrared pairs, or "scenes": generated, no download',
-    "labels": "folder of labels inside --data, where it holds several",
-    "method": "train with or without RaGrad",
-    "detector": "torchvision's detection head",
-    "backbone": "each of the two streams; light trains on two CPU cores",
-    "init": "checkpoint to start from, trained for the same classes; {seed} stands for the seed",
-    "seed": "decides initial weights, order and augmentation, whatever the method",
-    "device": "cpu, cuda, cuda:1, ...; auto: the GPU where there is one",
-    "workers": "processes that read images (0: none beside this one)",
-    "epochs": "passes over the training split",
-    "batch_size": "pairs per step",
-    "optimizer": "sgd has a momentum of 0.9",
-    "lr": "learning rate after the warm-up; then it falls to 0 along a cosine",
-    "weight_decay": "of weights; biases and norms are not decayed",
-    "warmup": "epochs until --lr is reached",
-    "clip": "largest norm of the gradient, after the correction (0: any)",
-    "augment": "flip, scale and crop both images together",
-    "scenes": "scenes to generate for training; validation has half as many",
-    "width": "of generated scenes, pixels",
-    "height": "of generated scenes, pixels",
-    "evaluate_every": "epochs between evaluations; the last epoch always has one",
-    "effectiveness": "RaGrad: the estimator of Eq. 1",
-    "every": "RaGrad: steps between refreshes of the curvature (hutchinson, finite-difference)",
-    "alpha": "RaGrad: decay of the sensitivity, Eq. 4",
-    "reliability": "RaGrad: both factors of Eq. 5 or one alone",
-    "scope": "RaGrad: Eq. 3 normalises over the model or over each layer",
-}
-DEMO = Settings(epochs=8, evaluate_every=2)
+FIELDS = {field.name: field for field in fields(Settings)}
+METHODS = FIELDS["method"].metadata["allowed"]
+# Small enough for minutes on two cores, long enough to find most objects.
+DEMO = Settings(epochs=8, scenes=160, width=128, height=96, evaluate_every=2)
 
 
 def add_commands(subparsers: Any) -> None:
     """Adds train, evaluate, compare and demo to an argparse parser's subparsers.
 
-    Each sets `run`, a function of the parsed arguments that returns the exit code: 0, 2 with one
-    line on stderr for a mistake of the user's, 130 after Ctrl-C.
+    Each sets `run`, a function of the parsed arguments that returns the exit code: 0, 2 after a
+    mistake of the user's (one message on stderr), 130 after Ctrl-C.
     """
     train = _add(subparsers, "train", _train, "train one detector and evaluate it")
-    _add_settings(train, Settings(), leave_out=())
+    _add_settings(train, leave_out=())
+    _add_threads(train, None, "CPU threads; None: torch's choice")
     _add_folder(train, "runs/train")
 
     evaluate = _add(subparsers, "evaluate", _evaluate, "AP of a checkpoint, by condition")
@@ -63,76 +45,91 @@ def add_commands(subparsers: Any) -> None:
     evaluate.add_argument(
         "--split", choices=("val", "train", "all"), default="val", help="which images"
     )
-    evaluate.add_argument("--device", default="auto", help=HELP["device"])
+    _add_option(evaluate, "device")
     evaluate.add_argument("--batch-size", type=int, default=8, help="images at once")
+    _add_threads(evaluate, None, "CPU threads; None: torch's choice")
 
     compare = _add(
         subparsers, "compare", _compare, "train the same seeds with and without RaGrad, and report"
     )
-    _add_settings(compare, Settings(), leave_out=("method", "seed"))
-    _add_seeds(compare, [0, 1, 2])
+    _add_settings(compare, leave_out=("method", "seed"))
+    _add_plan(compare)
+    _add_threads(compare, None, "CPU threads of each run; None: the cores divided by --jobs")
     _add_folder(compare, "runs/compare")
 
     demo = _add(subparsers, "demo", _demo, "compare on generated scenes: minutes on two CPU cores")
-    _add_seeds(demo, [0, 1])
-    demo.add_argument("--epochs", type=int, default=DEMO.epochs, help=HELP["epochs"])
-    demo.add_argument("--device", default="auto", help=HELP["device"])
-    _add_folder(demo, "runs/demo")
+    _add_plan(demo)
+    demo.add_argument("--epochs", type=int, default=DEMO.epochs, help=_help("epochs"))
+    _add_option(demo, "device")
     # Images this small gain nothing from a second thread, and lose much on a busy machine.
-    demo.set_defaults(threads=1)
+    _add_threads(demo, 1, "CPU threads of each run")
+    _add_folder(demo, "runs/demo")
 
 
 def _add(subparsers: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
+    parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; None: torch's choice")
     parser.set_defaults(run=_guarded(command))
     return parser
 
 
-def _add_settings(
-    parser: argparse.ArgumentParser, defaults: Settings, leave_out: tuple[str, ...]
-) -> None:
-    """An option for every field of `Settings`."""
-    for field in fields(Settings):
-        if field.name in leave_out:
-            continue
-        default = getattr(defaults, field.name)
-        kind: dict[str, Any] = {"type": type(default) if default is not None else str}
-        if isinstance(default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
-        elif field.name in CHOICES:
-            kind = {"choices": CHOICES[field.name]}
-        name = "--" + field.name.replace("_", "-")
-        parser.add_argument(name, default=default, help=HELP[field.name], **kind)
+def _add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str]) -> None:
+    for name in FIELDS:
+        if name not in leave_out:
+            _add_option(parser, name)
 
 
-def _add_seeds(parser: argparse.ArgumentParser, default: list[int]) -> None:
+def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """The option of a field of `Settings`."""
+    field: Field[Any] = FIELDS[name]
+    allowed, default = field.metadata["allowed"], field.default
+    kind: dict[str, Any] = {"type": type(default) if default is not None else str}
+    if isinstance(default, bool):
+        kind = {"action": argparse.BooleanOptionalAction}
+    elif isinstance(allowed, tuple) and isinstance(default, str):
+        kind = {"choices": allowed}
+    parser.add_argument("--" + name.replace("_", "-"), default=default, help=_help(name), **kind)
+
+
+def _help(name: str) -> str:
+    return str(FIELDS[name].metadata["help"])
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=CHOICES["method"],
-        default=list(CHOICES["method"]),
+        choices=METHODS,
+        default=list(METHODS),
         help="what to compare; the first is the baseline",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=default, help="each method trains with each"
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="each method trains with each"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at a time; None: one per CPU core, or 1 on a GPU. Each needs its own memory",
+    )
+
+
+def _add_threads(parser: argparse.ArgumentParser, default: int | None, text: str) -> None:
+    parser.add_argument("--threads", type=int, default=default, help=text)
 
 
 def _add_folder(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(default), help="folder of the results")
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    either.add_argument("--resume", action="store_true", help="continue with what is in --out")
     either.add_argument("--overwrite", action="store_true", help="replace the runs in --out")
 
 
 def _guarded(command: Command) -> Command:
-    """`command` with the user's mistakes as one line instead of a traceback."""
+    """`command` with the user's mistakes as a message instead of a traceback."""
 
     def run(args: argparse.Namespace) -> int:
         try:
@@ -163,63 +160,77 @@ def _set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the parsed options give; a field without an option has its default."""
     given = vars(args)
-    return Settings(**{f.name: given[f.name] for f in fields(Settings) if f.name in given})
+    return Settings(**{name: given[name] for name in FIELDS if name in given})
 
 
 def _train(args: argparse.Namespace) -> int:
     from .training.train import train
 
-    run = train(_settings(args), args.out, resume=args.resume, overwrite=args.overwrite)
+    run = train(settings_of(args), args.out, resume=args.resume, overwrite=args.overwrite)
     print(ap_table(run.ap))
     print(f"{args.out / 'checkpoint.pt'}")
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from .data.splits import open_split
+    from .device import pick_device
     from .evaluation.evaluate import average_precision, detect
     from .training.checkpoint import load_checkpoint
-    from .training.parts import load_trained, open_split, pick_device
+    from .training.model import trained_model
 
-    settings = Settings.from_dict(load_checkpoint(Path(args.checkpoint))["settings"])
+    path = Path(args.checkpoint)
+    state = load_checkpoint(path)
+    settings = Settings.from_dict(state["settings"])
     if args.data is not None:
         settings = settings.change(data=args.data, labels=args.labels)
-    data = open_split(settings, None if args.split == "all" else args.split)
-    model, _ = load_trained(args.checkpoint, data, args.device)
     device = pick_device(args.device)
+    data = open_split(settings, None if args.split == "all" else args.split)
+    model = trained_model(state, data.classes, path).to(device)
     found = detect(model, data, device, args.batch_size, progress=True)
     print(ap_table(average_precision(data, found), data.conditions))
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    return _compared(args, _settings(args), args.resume)
+    outcome = _compared(args, settings_of(args), args.resume)
+    print(f"{outcome.answer}\nreport: {outcome.report}")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
     settings = DEMO.change(epochs=args.epochs, device=args.device)
-    return _compared(args, settings, resume=not args.overwrite)  # a second call goes on
+    outcome = _compared(args, settings, resume=not args.overwrite)  # a second call continues
+    print(
+        f"\n{outcome.answer}\n\n"
+        f"report:  {outcome.report}\n"
+        "next:    python -m ragrad_ext compare --data DIR --seeds 0 1 2\n"
+        "         with your own pairs: DIR/visible, DIR/infrared, DIR/labels, DIR/classes.txt"
+    )
+    return 0
 
 
-def _compared(args: argparse.Namespace, settings: Settings, resume: bool) -> int:
+def _compared(args: argparse.Namespace, settings: Settings, resume: bool) -> Comparison:
     from .compare import compare
 
-    report = compare(
+    return compare(
         settings,
         args.out,
         methods=args.methods,
         seeds=args.seeds,
+        jobs=args.jobs,
+        threads=args.threads,
         resume=resume,
         overwrite=args.overwrite,
         command=shlex.join(["python", "-m", "ragrad_ext", *sys.argv[1:]]),
     )
-    print(f"report: {report}")
-    return 0
 
 
 def ap_table(ap: Mapping[str, Mapping[str, float]], conditions: Sequence[str] = ()) -> str:
-    """AP, AP50 and AP75 in percent, a line for each condition; with the images behind each."""
+    """AP, AP50 and AP75 in percent, a line for each condition, with its number of images."""
     lines = [f"{'':12}{'images':>8}{'AP':>8}{'AP50':>8}{'AP75':>8}"]
     for condition, values in ap.items():
         images = len(conditions) if condition == "overall" else conditions.count(condition)

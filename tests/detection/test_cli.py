@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from ragrad_ext.detection import cli
-from ragrad_ext.detection.training.settings import Settings
+from ragrad_ext.detection.settings import Settings
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 TINY = ["--scenes", "4", "--width", "96", "--height", "96", "--epochs", "1", "--device", "cpu"]
@@ -33,11 +32,10 @@ def call(*words: str) -> int:
 
 
 def test_options_are_the_settings() -> None:
-    assert cli._settings(parse("train")) == Settings()
-    assert set(cli.HELP) == {f.name for f in fields(Settings)}
+    assert cli.settings_of(parse("train")) == Settings()
     given = parse("train", "--no-augment", "--lr", "0.5", "--batch-size", "2", "--scope", "layer")
-    assert cli._settings(given) == Settings(augment=False, lr=0.5, batch_size=2, scope="layer")
-    assert cli._settings(parse("compare", "--seeds", "3", "4")) == Settings()
+    assert cli.settings_of(given) == Settings(augment=False, lr=0.5, batch_size=2, scope="layer")
+    assert cli.settings_of(parse("compare", "--seeds", "3", "4")) == Settings()
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "compare", "demo"])
@@ -133,17 +131,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command with --resume goes on from there" in errors
+    assert "the same command with --resume continues from there" in errors
     assert "Traceback" not in errors
     assert (tmp_path / "checkpoint.pt").is_file()
     assert not (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.slow
-def test_demo_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("demo", "--seeds", "0", "--epochs", "1", "--out", str(tmp_path)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+def test_demo_writes_a_report_and_says_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "DEMO", cli.DEMO.change(scenes=8))
+    words = ("demo", "--seeds", "0", "--epochs", "1", "--jobs", "2", "--out", str(tmp_path))
+    assert call(*words) == 0
+    shown = capsys.readouterr().out
+    assert "RaGrad differs by" in shown
+    assert "one seed is not enough" in shown
+    assert f"report:  {tmp_path / 'report.html'}\n" in shown
+    assert "next:    python -m ragrad_ext compare --data DIR --seeds 0 1 2\n" in shown
     assert (tmp_path / "report.html").stat().st_size > 10_000
     again = (tmp_path / "none-seed0" / "metrics.json").stat().st_mtime_ns
-    assert call("demo", "--seeds", "0", "--epochs", "1", "--out", str(tmp_path)) == 0
+    assert call(*words) == 0
     assert (tmp_path / "none-seed0" / "metrics.json").stat().st_mtime_ns == again

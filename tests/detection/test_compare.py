@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ragrad_ext.detection import compare as compare_module
-from ragrad_ext.detection.compare import compare, results
-from ragrad_ext.detection.report.choice import choose_pictures
-from ragrad_ext.detection.report.report import Run
-from ragrad_ext.detection.training.run_log import write_json
-from ragrad_ext.detection.training.settings import Settings
+from ragrad_ext.detection.compare import compare
+from ragrad_ext.detection.files import write_json
+from ragrad_ext.detection.report.examples import choose_examples
+from ragrad_ext.detection.report.record import record
+from ragrad_ext.detection.runs import Run
+from ragrad_ext.detection.settings import Settings
+
+from ..lib.folders import write_folder
 
 TINY = Settings(epochs=1, scenes=4, width=96, height=96, device="cpu")
 
@@ -31,7 +36,7 @@ def run(method: str, seed: int, ap: float, night: float = math.nan) -> Run:
 
 def test_results_by_hand() -> None:
     runs = [run("none", 0, 0.2), run("ragrad", 0, 0.3), run("none", 1, 0.4), run("ragrad", 1, 0.5)]
-    found = results(TINY, runs, "the command")
+    found = record(TINY, runs, "the command")
     none = found["summary"]["none"]["overall"]["AP"]
     assert none["mean"] == pytest.approx(0.3)
     assert none["std"] == pytest.approx(math.sqrt(0.02))  # (0.1² + 0.1²) / (2 - 1)
@@ -46,26 +51,27 @@ def test_results_by_hand() -> None:
 
 
 def test_results_are_json_even_where_nothing_was_measured(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", results(TINY, [run("none", 0, 0.2)], ""))
+    write_json(tmp_path / "results.json", record(TINY, [run("none", 0, 0.2)], ""))
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["summary"]["none"]["night"]["AP"]["mean"] is None
     assert found["differences"] == {}
 
 
-def test_pictures_take_conditions_in_turn_and_skip_the_empty() -> None:
+def test_examples_take_conditions_in_turn_and_skip_the_empty() -> None:
     counts = [1, 0, 2, 1, 1]
     data: Any = SimpleNamespace(
         conditions=["night", "day", "day", "night", "day"],
         target=lambda i: {"boxes": torch.zeros(counts[i], 4)},
     )
     # in turn, day first: 1 (empty), 0, 2, 3, 4
-    assert choose_pictures(data, 3) == [0, 2, 3]
-    assert choose_pictures(data, 9) == [0, 2, 3, 4]
+    assert choose_examples(data, 3) == [0, 2, 3]
+    assert choose_examples(data, 9) == [0, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"jobs": 0}, r"jobs must be 1 or more, got 0"),
         ({"seeds": ()}, r"seeds must be given, each once, got \[\]"),
         ({"seeds": (1, 1)}, r"seeds must be given, each once, got \[1, 1\]"),
         ({"methods": ("none", "none")}, r"methods must be given, each once"),
@@ -83,7 +89,7 @@ def test_a_plan_that_makes_no_sense_is_refused(
 def test_every_folder_is_checked_before_the_first_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare_module, "train", None)
+    monkeypatch.setattr(compare_module, "open_splits", None)
     (tmp_path / "ragrad-seed1").mkdir()
     old = TINY.change(seed=1, lr=0.5).to_dict()
     write_json(tmp_path / "ragrad-seed1" / "settings.json", old)
@@ -93,9 +99,29 @@ def test_every_folder_is_checked_before_the_first_run(
         compare(TINY, tmp_path, seeds=(0, 1), resume=True)
 
 
-def test_compare_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = compare(TINY, tmp_path, seeds=(0, 1), pictures=1, progress=False)
+def test_every_image_is_decoded_once_whatever_the_number_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "data", train=4, val=2)
+    opened: Counter[str] = Counter()
+    convert = Image.Image.convert
+
+    def counted(self: Image.Image, *args: Any, **kwargs: Any) -> Image.Image:
+        if filename := getattr(self, "filename", ""):
+            opened[Path(filename).relative_to(tmp_path).as_posix()] += 1
+        return convert(self, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "convert", counted)
+    settings = TINY.change(data=str(tmp_path / "data"))
+    compare(settings, tmp_path / "out", seeds=(0, 1), examples=1, progress=False)
+    assert set(opened.values()) == {1}
+    assert len(opened) == 2 * (4 + 2)  # two images a pair
+
+
+def test_compare_from_end_to_end(tmp_path: Path) -> None:
+    report, answer = compare(TINY, tmp_path, seeds=(0, 1), examples=1, progress=False)
     assert report == tmp_path / "report.html"
+    assert "over 2 seeds" in answer
     assert "<html" in report.read_text()
     found = json.loads((tmp_path / "results.json").read_text())
     assert [(r["method"], r["seed"]) for r in found["runs"]] == [
@@ -112,7 +138,7 @@ def test_compare_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "ragrad-seed1" / "checkpoint.pt").unlink()
     report.unlink()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.json")}
-    compare(TINY, tmp_path, seeds=(0, 1), pictures=1, resume=True, progress=False)
+    compare(TINY, tmp_path, seeds=(0, 1), examples=1, resume=True, progress=False)
     again = json.loads((tmp_path / "results.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert [r["ap"] for r in again["runs"]] == [r["ap"] for r in found["runs"]]

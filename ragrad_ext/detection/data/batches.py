@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..training.seeds import AUGMENT, ORDER, derive_seed
+from ..seeds import AUGMENT, ORDER, derive_seed
 from .datasets import PairedImages, Sample, collate
 
 Augment = Callable[[Tensor, dict[str, Any], torch.Generator], Sample]
@@ -58,7 +58,7 @@ def load_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """The batches as (list of images, list of targets), read by `workers` processes (0: here)."""
+    """The batches as (list of images, list of targets), read by `workers` processes."""
     return DataLoader(
         Augmented(dataset, augment, seed, epoch),
         batch_sampler=batches,
@@ -71,5 +71,5 @@ def load_batches(
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; what to do is for the main one to decide."""
+    """Ctrl-C reaches every process of a terminal; the main process alone decides what to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,7 +6,7 @@ then infrared) and `target` a dict with
 - `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels, and `labels` (n,) int64 from 1 (0 is the
   background, label k is `classes[k - 1]`);
 - `image_id`, the index; `condition`, such as "day" or "night"; `degradation` (2,) float32,
-  how much of (RGB, infrared) was taken away, from 0 to 1, or nan where nobody knows.
+  how much of (RGB, infrared) was taken away, from 0 to 1, or nan where it is unknown.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import scenes
-from .folder import decode, decode_all, read_folder
+from .folder import Pixels, decode, decode_all, read_folder
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 
-CACHE_BYTES = 2 * 2**30  # a folder whose decoded images exceed this is read anew every time
+CACHE_BYTES = 2 * 2**30  # a split whose decoded images exceed this is read again every time
 SPLITS = ("train", "val")
 
 
@@ -91,6 +91,12 @@ class PairedImages(Dataset[Sample]):
             "degradation": torch.tensor(degradation, dtype=torch.float32),
         }
 
+    def share_memory_(self) -> None:
+        """Moves decoded images to shared memory: processes that get this data set need no copy.
+
+        Raises ValueError if they do not fit.
+        """
+
     def truth(self, index: int) -> tuple[Any, Any, Any]:
         """Boxes (n, 4) in pixels, labels (n,) and degradation (2,) as arrays or lists."""
         raise NotImplementedError
@@ -101,7 +107,8 @@ class Scenes(PairedImages):
 
     Conditions take turns, so each has its share of the images. `size` is (width, height).
     `degradation` forces the amounts of (RGB, infrared); `None` in it leaves one to the
-    condition. `cache` keeps images as uint8; without it they are painted anew each time, alike.
+    condition. `cache` keeps images as uint8; without it they are painted again each time,
+    the same. A copy in another process paints its own: that takes milliseconds an image.
 
     Raises ValueError for `n` below 1 and for what `scenes.scene` refuses.
     """
@@ -125,6 +132,9 @@ class Scenes(PairedImages):
         self.conditions = [conditions[i % len(conditions)] for i in range(n)]
         self.seed, self.size, self.degradation, self.cache = seed, size, degradation, cache
         self.kept: dict[int, tuple[Tensor, tuple[Any, Any, Any]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
 
     def image(self, index: int) -> Tensor:
         return self.painted(index)[0]
@@ -178,12 +188,25 @@ class PairedFolder(PairedImages):
         self.classes = self.folder.classes
         self.ids = self.folder.ids
         self.conditions = self.folder.conditions
-        self.kept: list[Tensor] = []
-        if cache and 4 * sum(width * height for width, height in self.folder.sizes) <= CACHE_BYTES:
-            self.kept = decode_all(Path(root), self.folder.paths)
+        self.kept: Pixels | None = None
+        sizes = self.folder.sizes
+        if cache and 4 * sum(width * height for width, height in sizes) <= CACHE_BYTES:
+            self.kept = decode_all(Path(root), self.folder.paths, sizes)
 
     def image(self, index: int) -> Tensor:
-        return self.kept[index] if self.kept else decode(*self.folder.paths[index])
+        return decode(*self.folder.paths[index]) if self.kept is None else self.kept[index]
+
+    def share_memory_(self) -> None:
+        if self.kept is None:
+            return
+        try:
+            self.kept.buffer.share_memory_()
+        except RuntimeError as error:
+            size = self.kept.buffer.numel() / 2**20
+            raise ValueError(
+                f"{size:.0f} MiB of decoded images do not fit into shared memory ({error}); use "
+                "--jobs 1, or give the machine more of it (docker run --shm-size)"
+            ) from error
 
     def truth(self, index: int) -> tuple[Any, Any, Any]:
         labels, boxes = self.folder.objects[index]

@@ -1,12 +1,13 @@
-"""Reading a folder of pairs: what it holds of a split, checked before anybody trains on it.
+"""Reading a folder of pairs: what it holds of a split, checked before any training.
 
-Functions that take `problems` append what is wrong to it, so that one error can tell several
-(`complain`). `data.PairedFolder` says how such a folder is laid out.
+Functions that take `problems` append what is wrong to it, so that one error can list several
+(`complain`). `datasets.PairedFolder` says how such a folder is laid out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,16 +58,31 @@ def read_folder(root: Path, split: str | None, labels: str | None) -> Folder:
     return Folder(classes, ids, conditions, paths, sizes, objects)
 
 
-def decode_all(root: Path, paths: list[tuple[Path, Path]]) -> list[Tensor]:
-    """Every pair as uint8 (4, H, W); ValueError lists those that cannot be decoded."""
-    images, problems = [], []
-    for pair in paths:
+class Pixels:
+    """Images (4, H, W) of several sizes as uint8 in one buffer, which processes can share."""
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.sizes = sizes  # (width, height)
+        self.ends = list(accumulate(4 * width * height for width, height in sizes))
+        self.buffer = torch.empty(self.ends[-1] if sizes else 0, dtype=torch.uint8)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image `index`, a view."""
+        width, height = self.sizes[index]
+        end = self.ends[index]
+        return self.buffer[end - 4 * width * height : end].view(4, height, width)
+
+
+def decode_all(root: Path, paths: list[tuple[Path, Path]], sizes: list[tuple[int, int]]) -> Pixels:
+    """Every pair; ValueError lists the images that cannot be decoded."""
+    pixels, problems = Pixels(sizes), []
+    for i, pair in enumerate(paths):
         try:
-            images.append(decode(*pair))
+            pixels[i].copy_(decode(*pair))
         except ValueError as error:
             problems.append(str(error))
     complain(root, problems)
-    return images
+    return pixels
 
 
 def decode(visible: Path, infrared: Path) -> Tensor:
@@ -99,7 +115,7 @@ def find_labels(root: Path, name: str | None) -> Path:
         if (root / folder).is_dir():
             return root / folder
     there = ", ".join(sorted(p.name for p in root.glob("*labels*") if p.is_dir()))
-    cure = f"name one of: {there}" if there else "labels lie there as ID.txt, 'class cx cy w h'"
+    cure = f"name one of: {there}" if there else "it holds ID.txt with lines 'class cx cy w h'"
     raise FileNotFoundError(f"no folder {' or '.join(wanted)} in {root}; {cure}")
 
 
@@ -116,7 +132,7 @@ def read_lines(path: Path, cure: str) -> list[str]:
 def list_images(folder: Path, problems: list[str]) -> dict[str, Path]:
     """The images of a folder by id."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; pairs lie in visible/ and infrared/")
+        raise FileNotFoundError(f"no folder {folder}; pairs are in visible/ and infrared/")
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
         if path.stem in found:
@@ -136,7 +152,7 @@ def read_ids(
 ) -> list[str]:
     """The ids of a split in its order, or all of them sorted."""
     ids = sorted({*visible, *infrared})
-    origin = "its twin is there"
+    origin = "the other image of the pair is there"
     if split is not None:
         path = root / f"{split}.txt"
         ids = read_lines(

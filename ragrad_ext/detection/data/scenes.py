@@ -1,4 +1,4 @@
-"""Generated visible/infrared road scenes in which the worth of each modality is known.
+"""Generated visible/infrared road scenes with a known degradation of each modality.
 
 A scene is painted twice on one canvas of four channels (RGB and infrared): the background with
 its distractors, and the background with the objects. Then each modality loses a known amount
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .painting import AMBIENT, DRAW, Array, blob, drawn, grid, picture
+from .objects import AMBIENT, DRAW, Array, blob, drawn, grid, poster
 
 CLASSES = ("person", "bicycle", "car")
 
@@ -24,7 +24,7 @@ CONDITIONS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "day": ((0.0, 0.1), (0.1, 0.3)),  # sun-warmed ground: a little less thermal contrast
     "night": ((0.6, 0.95), (0.0, 0.1)),
     "fog": ((0.4, 0.9), (0.1, 0.3)),
-    "crossover": ((0.0, 0.1), (0.6, 0.95)),  # objects as warm as what is behind them
+    "crossover": ((0.0, 0.1), (0.6, 0.95)),  # objects as warm as their background
     "glare": ((0.5, 0.9), (0.0, 0.1)),
 }
 
@@ -69,7 +69,7 @@ def scene(
 
 
 def degrade(rng: Generator, clean: Array, veil: Array, amount: float) -> Array:
-    """Hides a share `amount` of `clean` (c, H, W) behind `veil`, then adds sensor noise.
+    """Covers a share `amount` of `clean` (c, H, W) with `veil`, then adds sensor noise.
 
     Contrast falls as `1 - amount`, edges blur and noise grows with it, and what exceeds [0, 1]
     saturates: at 0 the image is clean but for slight noise, at 1 only the veil is left.
@@ -109,7 +109,7 @@ def street(rng: Generator, size: tuple[int, int]) -> tuple[Array, Array, Array, 
     background, horizon = backdrop(rng, width, height)
     for channels in (slice(0, 3), slice(3, 4)):  # things that one modality alone shows
         for _ in range(rng.integers(0, 3)):
-            picture(rng, background, horizon, channels)
+            poster(rng, background, horizon, channels)
         for _ in range(rng.integers(1, 4)):
             blob(rng, background, horizon, channels)
     clean = background.copy()
@@ -132,7 +132,7 @@ Box = tuple[int, int, int, int]
 
 
 def places(rng: Generator, width: int, height: int, horizon: int) -> list[tuple[int, float, Box]]:
-    """Where objects stand: (class, width / height, x1 y1 x2 y2), far ones first."""
+    """Where objects are: (class, width / height, x1 y1 x2 y2), far ones first."""
     found: list[tuple[int, float, Box]] = []
     wanted = rng.integers(1, MOST_OBJECTS + 1)
     for _ in range(4 * wanted):

@@ -43,13 +43,13 @@ class PairedAugment:
     ) -> None:
         for name, share in (("flip", flip), ("visible", visible)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {share}")
+                raise ValueError(f"{name} must be between 0 and 1, found {share}")
         if not 0 < scale[0] <= scale[1] < math.inf:
             raise ValueError(f"scale must be (low, high) with 0 < low <= high, found {scale}")
         if crop is not None and min(crop) < 1:
             raise ValueError(f"crop must be (width, height) of at least 1 pixel, found {crop}")
         if not 0 <= jitter < 1:
-            raise ValueError(f"jitter must lie in [0, 1), found {jitter}")
+            raise ValueError(f"jitter must be 0 or more and below 1, found {jitter}")
         self.flip, self.scale, self.crop = flip, scale, crop
         self.jitter, self.visible = jitter, visible
 

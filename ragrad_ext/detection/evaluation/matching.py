@@ -1,4 +1,4 @@
-"""Which detections are right: the pairing behind the marks of the paper's Fig. 4."""
+"""Which detections are right: the pairs that the marks of the paper's Fig. 4 show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 class Matches(NamedTuple):
     """What became of every detection above the score threshold and of every ground truth.
 
-    Each such detection stands in exactly one of `hits`, `wrong_class` and `false_positives`;
+    Each such detection is in exactly one of `hits`, `wrong_class` and `false_positives`;
     each ground truth in exactly one of `hits`, `wrong_class` and `misses`.
     """
 

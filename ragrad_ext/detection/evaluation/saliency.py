@@ -79,7 +79,7 @@ class _Seen:
     size: tuple[int, int]  # (H, W) of the image that was given
 
     def over_image(self, maps: Tensor) -> Tensor:
-        """Maps (n, 1, any, any) that lie over what the streams see, as (n, 1, H, W)."""
+        """Maps (n, 1, any, any) over what the streams see, resized to the image: (n, 1, H, W)."""
         maps = functional.interpolate(maps, self.rgb.shape[-2:], mode="bilinear")
         maps = maps[..., : self.inner[0], : self.inner[1]]
         return functional.interpolate(maps, self.size, mode="bilinear")

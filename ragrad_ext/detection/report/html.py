@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from .figures import PALETTE, Style
+from .charts import PALETTE, Style
 
 _CSS = """
 :root { color-scheme: light dark; LIGHT }
@@ -111,12 +111,12 @@ def page(title: str, body: str, version: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n<main>\n{body}\n"
         f'<footer class="note">Written by ragrad_ext {escape(version)}. This file is complete in '
-        "itself: it loads nothing.</footer>\n</main>\n</body>\n</html>\n"
+        "itself: it loads nothing else.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
 def section(key: str, heading: str, *parts: str) -> str:
-    """A heading that `nav` can point at, and what stands under it."""
+    """A heading that `nav` can point at, and the parts under it."""
     return f'<section>\n<h2 id="{key}">{escape(heading)}</h2>\n' + "\n".join(parts) + "\n</section>"
 
 
@@ -130,7 +130,7 @@ def dot(style: Style) -> str:
     return f'<span class="dot" style="background: var(--{style.role})"></span>{escape(style.label)}'
 
 
-def charts(*items: tuple[str, str]) -> str:
+def chart_row(*items: tuple[str, str]) -> str:
     """Charts (an inline svg and a caption each), side by side where there is room."""
     figures = [
         f'<figure class="box">{svg}<figcaption>{escape(caption)}</figcaption></figure>'

@@ -1,7 +1,7 @@
-"""The report a person looks at after `compare`: one HTML file that needs nothing else.
+"""The report that `compare` writes: one HTML file that needs nothing else.
 
-Every number in a sentence is derived from the runs, and no sentence claims more than the seeds
-show. The first run's method is what the others are measured against.
+Every number in a sentence comes from the runs, and no sentence claims more than the seeds show.
+The first run's method is the baseline.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
-from ...version import __version__
-from ..training.checkpoint import write_whole
-from . import pictures as report_pictures
-from .data import METRICS, LayerHistory, Results, Run
-from .figures import IR, RGB, Curve, dots, heat, lines, mean_curve
-from .html import cards, charts, details, dot, nav, note, page, section, table
-from .pictures import MOST_FALSE, Picture
-from .statistics import MINUS, Paired, Spread, points, spread
+from ragrad_ext import __version__
 
-__all__ = ["LayerHistory", "Picture", "Run", "write_report"]
+from ..files import write_whole
+from ..runs import Run
+from . import panels
+from .charts import IR, RGB, Curve, dots, heat, lines, mean_curve
+from .examples import Example
+from .html import cards, chart_row, details, dot, nav, note, page, section, table
+from .panels import MOST_FALSE
+from .results import METRICS, Results
+from .statistics import Paired, Spread, points, spread
+from .summary import answer, difference_name, interval, limits
 
 SCORE = 0.3  # detections below it are not drawn
 
@@ -31,7 +32,7 @@ SCORE = 0.3  # detections below it are not drawn
 def write_report(
     path: str | Path,
     runs: Sequence[Run],
-    pictures: Sequence[Picture] = (),
+    examples: Sequence[Example] = (),
     *,
     title: str = "Detection with and without RaGrad",
     command: str = "",
@@ -49,13 +50,14 @@ def write_report(
         ("ap", "Average precision", _precision(results)),
         ("curves", "Loss and AP over epochs", _curves(results)),
         ("layers", "Conflicts and reliability by layer", _layers(results)),
-        ("detections", "Detections", _detections(pictures, results, classes)),
-        ("saliency", "Saliency", _saliency(pictures, results, classes)),
+        ("detections", "Detections", _detections(examples, results, classes)),
+        ("saliency", "Saliency", _saliency(examples, results, classes)),
     ]
     parts = [part for part in parts if part[2]]
     body = [
         f"<header><h1>{escape(title)}</h1>",
-        f'<p class="lead">{escape(_summary(results))}</p>',
+        f'<p class="lead">{escape(answer(results))}</p>',
+        note(limits(results)),
         nav([(key, heading) for key, heading, _ in parts]),
         "</header>",
         _cards(results),
@@ -69,65 +71,21 @@ def write_report(
     return path
 
 
-def _summary(results: Results) -> str:
-    """The outcome in plain words, for somebody who reads nothing else."""
-    spreads = {m: results.spread(m) for m in (*results.others, results.baseline)}
-    measured = [f"{ap} {_with(m, results)}" for m, ap in spreads.items() if ap.n]
-    if not measured:
-        return "AP was not measured in these runs."
-    counts = sorted({ap.n for ap in spreads.values() if ap.n})
-    if counts == [1]:
-        over = "one seed each" if len(measured) > 1 else "one seed"
-    else:
-        over = f"mean ± sample standard deviation over {' or '.join(map(str, counts))} seeds"
-    listed = " and ".join([", ".join(measured[:-1]), measured[-1]] if measured[1:] else measured)
-    text = f"The detector reached an AP of {listed} ({over}). "
-    if not results.others:
-        return text + "No other method was run: there is nothing to compare it with."
-    differences = []
-    for method in results.others:
-        pairs = results.paired(method)
-        words = results.label(method)
-        if pairs.seeds:
-            words += f" differs by {points(pairs.spread.mean)} points"
-        if len(pairs.seeds) > 1:
-            words += f" (95% interval {_interval(pairs)})"
-        differences.append(f"{words}: {pairs.verdict}")
-    return f"{text}Paired by seed, {'; '.join(differences)}."
-
-
-def _with(method: str, results: Results) -> str:
-    return "without correction" if method == "none" else f"with {results.label(method)}"
-
-
-def _interval(pairs: Paired) -> str:
-    low, high = pairs.interval
-    return f"{points(low)} to {points(high)}"
-
-
-def _difference(method: str, results: Results) -> str:
-    other = "no correction" if results.baseline == "none" else results.label(results.baseline)
-    return f"{results.label(method)} {MINUS} {other}"
-
-
 def _cards(results: Results) -> str:
     items = []
     for method, runs in results.runs.items():
         small = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-        seconds = [e["seconds"] for run in runs.values() for e in run.epochs if "seconds" in e]
-        if seconds:
-            small += f", {median(seconds):.1f} s an epoch"
         items.append((f"{dot(results.look[method])}, AP", str(results.spread(method)), small))
     for method in results.others:
         pairs = results.paired(method)
-        small = f"95% interval {_interval(pairs)}" if len(pairs.seeds) > 1 else pairs.verdict
+        small = f"95% interval {interval(pairs)}" if len(pairs.seeds) > 1 else pairs.verdict
         number = f"{points(pairs.spread.mean)} points"
-        items.append((escape(_difference(method, results)), number, small))
+        items.append((escape(difference_name(method, results)), number, small))
     return cards(items)
 
 
 def _precision(results: Results) -> list[str]:
-    """The AP tables, by condition and seed by seed, and the same as pictures."""
+    """The AP tables, by condition and seed by seed, and the same as charts."""
     if not any(results.spread(method).n for method in results.runs):
         return [note("No AP was measured in these runs.")]
     groups = []
@@ -138,7 +96,7 @@ def _precision(results: Results) -> list[str]:
         ]
         for method in results.others:
             pairs = [results.paired(method, condition, m) for m in METRICS]
-            rows.append([escape(_difference(method, results)), *map(_paired_cell, pairs)])
+            rows.append([escape(difference_name(method, results)), *map(_paired_cell, pairs)])
         groups.append((condition.capitalize(), rows))
     counts = ", ".join(f"{results.label(m)} n = {len(runs)}" for m, runs in results.runs.items())
     text = (
@@ -149,15 +107,15 @@ def _precision(results: Results) -> list[str]:
     if results.others and len(results.seeds) > 1:
         text += (
             " Differences are in points (hundredths of AP), paired by seed, with the 95% interval"
-            " of Student's t in brackets; among many rows, one in twenty such intervals misses"
-            " the truth by chance alone."
+            " of Student's t in brackets. One in twenty such intervals misses the truth by chance;"
+            " this table has many."
         )
     elif results.others:
         text += " Differences are in points (hundredths of AP)."
     parts = [note(text), table(["", *METRICS], groups)]
     if results.others:
         parts += ["<h3>Seed by seed</h3>", _seed_table(results)]
-    return [*parts, charts(*_precision_charts(results))]
+    return [*parts, chart_row(*_precision_charts(results))]
 
 
 def _cell(ap: Spread) -> str:
@@ -166,8 +124,8 @@ def _cell(ap: Spread) -> str:
 
 
 def _paired_cell(pairs: Paired) -> str:
-    interval = f" <small>[{_interval(pairs)}]</small>" if len(pairs.seeds) > 1 else ""
-    return points(pairs.spread.mean) + interval
+    small = f" <small>[{interval(pairs)}]</small>" if len(pairs.seeds) > 1 else ""
+    return points(pairs.spread.mean) + small
 
 
 def _seed_table(results: Results) -> str:
@@ -184,7 +142,7 @@ def _seed_table(results: Results) -> str:
     ]
     mean = ["mean", *(_cell(results.spread(method)) for method in ap), *map(_paired_cell, pairs)]
     heads = [*map(dot, results.look.values())]
-    heads += [escape(_difference(method, results)) for method in results.others]
+    heads += [escape(difference_name(method, results)) for method in results.others]
     return table(["AP, overall", *heads], [("", rows), ("", [mean])])
 
 
@@ -223,7 +181,7 @@ def _curves(results: Results) -> list[str]:
             ends = ", ".join(f"{look.label} {_last(curves):.3f}" for look, curves in series)
             caption = f"{words}{'; single seeds thin, their mean thick' * several}. Last: {ends}."
             items.append((lines(series, axis, caption), caption))
-    return [charts(*items)] if items else []
+    return [chart_row(*items)] if items else []
 
 
 def _last(curves: Sequence[Curve]) -> float:
@@ -233,7 +191,7 @@ def _last(curves: Sequence[Curve]) -> float:
 
 
 def _layers(results: Results) -> list[str]:
-    """For each method that corrects: where it found conflicts, and which modality it trusted."""
+    """For each method that corrects: where it found conflicts, and which modality is reliable."""
     parts = []
     layers = {look: results.layers(method) for method, look in results.look.items()}
     measured = {look: found for look, found in layers.items() if found is not None}
@@ -258,7 +216,7 @@ def _layers(results: Results) -> list[str]:
         parts += [
             f"<h3>{dot(look)}</h3>" if len(measured) > 1 else "",
             note(text),
-            charts(
+            chart_row(
                 (
                     heat(found.names, found.epochs, found.conflicts, "in conflict", conflicts),
                     conflicts,
@@ -272,27 +230,25 @@ def _layers(results: Results) -> list[str]:
     return parts
 
 
-def _detections(pictures: Sequence[Picture], results: Results, classes: Sequence[str]) -> list[str]:
-    if not pictures:
+def _detections(examples: Sequence[Example], results: Results, classes: Sequence[str]) -> list[str]:
+    if not examples:
         return []
     text = (
         f"Detections that score at least {SCORE}, matched one to one by descending score at an IoU "
-        "of 0.5. A wrong class stands on an object that nothing else found; what is left is a "
-        f"false positive (the {MOST_FALSE} surest are drawn) or missed. Hover over a box for its "
-        "verdict."
+        "of 0.5. A wrong class overlaps an unmatched object of another class. Other "
+        f"detections are false positives (the {MOST_FALSE} with the highest scores are drawn); "
+        "other objects are missed. Hover over a box to read its class and score."
     )
     shown = [
-        report_pictures.detections(f"picture{i}", picture, results.look, classes, SCORE)
-        for i, picture in enumerate(pictures)
+        panels.detections(f"example{i}", example, results.look, classes, SCORE)
+        for i, example in enumerate(examples)
     ]
-    return [note(text), report_pictures.legend(), *shown]
+    return [note(text), panels.legend(), *shown]
 
 
-def _saliency(pictures: Sequence[Picture], results: Results, classes: Sequence[str]) -> list[str]:
+def _saliency(examples: Sequence[Example], results: Results, classes: Sequence[str]) -> list[str]:
     shown = [
-        report_pictures.saliency(picture, results.look, classes)
-        for picture in pictures
-        if picture.saliency
+        panels.saliency(example, results.look, classes) for example in examples if example.saliency
     ]
     if not shown:
         return []
@@ -301,4 +257,4 @@ def _saliency(pictures: Sequence[Picture], results: Results, classes: Sequence[s
         "evidence for the detections; both modalities of a method share one scale. LayerCAM: "
         "which places of the fused features carry that evidence. Thin boxes are the ground truth."
     )
-    return [note(text), report_pictures.ramp("0", "1, the largest value of the scale"), *shown]
+    return [note(text), panels.ramp("0", "1, the largest value of the scale"), *shown]

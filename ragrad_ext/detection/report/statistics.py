@@ -1,4 +1,4 @@
-"""What a few seeds can tell: mean and spread, paired differences, and how far they may be off."""
+"""What a few seeds can tell: mean and spread, paired differences and their intervals."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ class Paired(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the mean difference lies with 95% confidence, if differences are normal."""
+        """The 95% confidence interval of the mean difference, if differences are normal."""
         return self.spread.mean - self.margin, self.spread.mean + self.margin
 
     @property
     def verdict(self) -> str:
-        """What the differences show, in words that do not go beyond them."""
+        """What the differences show, in words that claim no more."""
         low, high = self.interval
         if not self.seeds:
             return "no seed was run with both, so nothing can be paired"
         if len(self.seeds) == 1:
-            return "one seed shows nothing, another may well turn it round"
+            return "one seed is not enough; another may reverse the sign"
         if low == high == 0:
             return "the same in every seed"
         if low <= 0 <= high:
             return "within the noise of the seeds"
-        return "more than the noise of the seeds explains"
+        return "larger than the noise of the seeds"
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:

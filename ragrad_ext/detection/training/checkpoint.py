@@ -1,32 +1,19 @@
-"""Files that are either whole or absent, and what a checkpoint must agree with."""
+"""Checkpoints: written whole, and checked before anything is loaded."""
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .settings import Settings
+from ..files import write_whole
+from ..settings import Settings
 
 FORMAT = 1
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets `write` fill a file beside `path`, then moves it there in one step.
-
-    Whoever is killed or loses power half-way leaves the former file as it was.
-    """
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -62,12 +49,12 @@ def check_settings(found: Settings, wanted: Settings, where: Path) -> None:
     if different := wanted.differences(found):
         raise ValueError(
             f"{where} holds a run with other settings ({'; '.join(different)}); use those "
-            "settings to continue it, or another --out, or --overwrite to start anew"
+            "settings to continue it, or another --out, or --overwrite to start again"
         )
 
 
-def check_classes(found: list[str], wanted: tuple[str, ...], where: Path) -> None:
-    """Raises ValueError when a model was trained for other classes than the data holds."""
+def check_classes(found: Sequence[str], wanted: Sequence[str], where: Path) -> None:
+    """Raises ValueError if a model was trained for other classes than those of the data."""
     if tuple(found) != tuple(wanted):
         raise ValueError(
             f"{where} was trained for the classes {', '.join(found)}, the data has "
@@ -76,9 +63,10 @@ def check_classes(found: list[str], wanted: tuple[str, ...], where: Path) -> Non
 
 
 def load_model_(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
-    """Copies `state` into `model`; raises ValueError before anything changed if it does not fit.
+    """Copies `state` into `model`.
 
-    (`load_state_dict` alone raises after it has copied what fits.)
+    Raises ValueError if it does not fit, before anything is changed. (`load_state_dict` alone
+    raises after it has copied what fits.)
     """
     mine = model.state_dict()
     unfit = [f"lacks {k}" for k in mine if k not in state]

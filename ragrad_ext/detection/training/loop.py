@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.batches import epoch_batches, load_batches
+from ..data.splits import Splits
 from ..data.transforms import PairedAugment
+from ..device import pick_device
 from ..evaluation.evaluate import average_precision, detect
-from ..report.report import LayerHistory, Run
+from ..runs import LayerHistory, Row, Run, write_log
+from ..seeds import STEP, derive_seed, own_randomness, seed_
+from ..settings import Settings
 from .checkpoint import (
     check_classes,
     check_settings,
@@ -25,18 +26,12 @@ from .checkpoint import (
     load_model_,
     save_checkpoint,
 )
-from .parts import (
-    learning_rate,
-    make_model,
-    make_optimizer,
-    make_ragrad,
-    open_split,
-    pick_device,
-)
-from .run_log import Meter, Row, write_log
-from .seeds import STEP, derive_seed, own_randomness, seed_
-from .settings import Settings
-from .stopping import Interrupted, stop_signal
+from .correction import make_ragrad
+from .meter import Meter
+from .model import make_model
+from .optimizer import learning_rate, make_optimizer
+from .progress import Progress, Watch
+from .stopping import Interrupted, Stop
 
 READ_EVERY = 10  # steps between two looks at the device: each one waits for it
 
@@ -44,9 +39,9 @@ READ_EVERY = 10  # steps between two looks at the device: each one waits for it
 class Trainer:
     """The state of a run. `epoch` counts finished epochs; `meter` holds the one under way."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, data: Splits) -> None:
         self.settings, self.folder = settings, folder
-        self.data, self.val = open_split(settings, "train"), open_split(settings, "val")
+        self.data, self.val = data
         self.device = pick_device(settings.device)
         self.model = make_model(settings, len(self.data.classes)).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # a step takes a sixth less on a CPU
@@ -60,16 +55,20 @@ class Trainer:
         self.ap: dict[str, dict[str, float]] = {}  # of the last evaluation
 
     def start_from_(self, path: Path) -> None:
-        """Takes the weights of a checkpoint; raises before anything changed if they do not fit."""
+        """Takes the weights of a checkpoint; if they do not fit, raises before any change."""
         state = load_checkpoint(path)
         check_classes(state["classes"], self.data.classes, path)
         load_model_(self.model, state["model"], path)
 
-    def run(self, progress: bool) -> Run:
+    def run(self, watch: Watch, stop: Stop) -> Run:
+        """All epochs that are left. `watch` gets the progress of every step.
+
+        Once `stop` is set, saves after the step and raises Interrupted.
+        """
         write_log(self.folder, self.history)
-        with stop_signal() as stop, own_randomness(self.device), self._bar(progress) as bar:
+        with own_randomness(self.device):
             while self.epoch < self.settings.epochs:
-                self._train_epoch(stop, bar)
+                self._train_epoch(watch, stop)
                 self._finish_epoch()
         return Run(
             method=self.settings.method,
@@ -79,12 +78,11 @@ class Trainer:
             layers=self._layer_history(),
         )
 
-    def _train_epoch(self, stop: Event, bar: tqdm) -> None:
+    def _train_epoch(self, watch: Watch, stop: Stop) -> None:
         """The rest of the epoch under way, `meter.steps` of which are done already."""
         s, epoch = self.settings, self.epoch
         batches = self._batches()
         first, losses = self.meter.steps, []
-        bar.set_description(f"{s.method} seed {s.seed} epoch {epoch + 1}/{s.epochs}", False)
         self.model.train()
         began = time.perf_counter()
         loader = load_batches(
@@ -106,8 +104,7 @@ class Trainer:
                 self._read(losses)
             if look and self.ragrad is not None:
                 self.meter.read(self.ragrad)
-            bar.set_postfix({**self.meter.shown(), **self._shown()}, refresh=False)
-            bar.update()
+            watch(self._progress(step + 1, len(batches)))
             if stop.is_set():
                 break
         self._read(losses)
@@ -116,7 +113,7 @@ class Trainer:
             self._save()
             raise Interrupted(
                 f"stopped in epoch {epoch + 1} of {s.epochs} after step {self.meter.steps} of "
-                f"{len(batches)}, saved in {self.folder}; the same command with --resume goes on "
+                f"{len(batches)}, saved in {self.folder}; the same command with --resume continues "
                 "from there"
             )
 
@@ -125,16 +122,13 @@ class Trainer:
         s = self.settings
         return epoch_batches(len(self.data), s.batch_size, s.seed, self.epoch)
 
-    def _bar(self, progress: bool) -> tqdm:
-        """One bar for the run: alive at a terminal, a line now and then in a file."""
-        per_epoch = len(self._batches())
-        return tqdm(
-            total=self.settings.epochs * per_epoch,
-            initial=self.epoch * per_epoch + self.meter.steps,
-            disable=not progress,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,
+    def _progress(self, step: int, per_epoch: int) -> Progress:
+        """After `step` steps of the epoch under way."""
+        return Progress(
+            self.epoch * per_epoch + step,
+            self.settings.epochs * per_epoch,
+            self.epoch + 1,
+            {**self.meter.shown(), **self._shown()},
         )
 
     def _shown(self) -> dict[str, str]:
@@ -165,13 +159,13 @@ class Trainer:
         return loss.detach()
 
     def _read(self, losses: list[Tensor]) -> None:
-        """Books the losses not yet looked at. Waits for the device."""
+        """Adds the losses of the latest steps to the meter. Waits for the device."""
         for value in torch.stack(losses).tolist() if losses else []:
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} in epoch {self.epoch + 1}, step {self.meter.steps + 1}; "
-                    f"what {self.folder} holds of earlier epochs is kept; train anew with a lower "
-                    "--lr, a longer --warmup or a smaller --clip"
+                    f"{self.folder} keeps the earlier epochs; train again with a lower --lr, a "
+                    "longer --warmup or a smaller --clip"
                 )
             self.meter.loss += value
             self.meter.steps += 1
@@ -210,7 +204,7 @@ class Trainer:
         )
 
     def load_(self) -> None:
-        """Goes on from the folder's checkpoint; raises before anything changed if it differs."""
+        """Continues from the folder's checkpoint; if it differs, raises before any change."""
         path = self.folder / "checkpoint.pt"
         state = load_checkpoint(path)
         check_settings(Settings.from_dict(state["settings"]), self.settings, path)

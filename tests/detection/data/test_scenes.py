@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ragrad_ext.detection.data.painting import DRAW, Array, drawn
+from ragrad_ext.detection.data.objects import DRAW, Array, drawn
 from ragrad_ext.detection.data.scenes import (
     CLASSES,
     CONDITIONS,

@@ -191,13 +191,13 @@ def test_jitter_scales_each_modality_by_itself() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flip": 1.5}, r"flip must lie in \[0, 1\], found 1.5"),
-        ({"visible": -0.1}, r"visible must lie in \[0, 1\], found -0.1"),
+        ({"flip": 1.5}, r"flip must be between 0 and 1, found 1.5"),
+        ({"visible": -0.1}, r"visible must be between 0 and 1, found -0.1"),
         ({"scale": (1.2, 0.8)}, r"scale must be .*found \(1.2, 0.8\)"),
         ({"scale": (0, 1)}, "0 < low <= high"),
         ({"scale": (1, float("nan"))}, "scale must be"),
         ({"crop": (0, 10)}, r"crop must be \(width, height\)"),
-        ({"jitter": 1}, r"jitter must lie in \[0, 1\)"),
+        ({"jitter": 1}, r"jitter must be 0 or more and below 1"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

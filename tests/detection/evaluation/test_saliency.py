@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ragrad_ext.detection.evaluation.saliency import gradient_saliency, layer_cam
-from ragrad_ext.detection.models.two_stream import DETECTORS, Fuse, PairTransform, build
+from ragrad_ext.detection.models.detectors import DETECTORS
+from ragrad_ext.detection.models.fusion import Fuse
+from ragrad_ext.detection.models.two_stream import PairTransform, build
 
 LEFT = [0.0, 0.0, 16.0, 16.0]
 RIGHT = [32.0, 8.0, 48.0, 24.0]

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ragrad_ext.detection.evaluation.evaluate import average_precision, detect
-from ragrad_ext.detection.models.two_stream import BACKBONES, DETECTORS, PairTransform, build
+from ragrad_ext.detection.models.backbones import BACKBONES
+from ragrad_ext.detection.models.detectors import DETECTORS
+from ragrad_ext.detection.models.two_stream import PairTransform, build
 
 
 class Rectangles:

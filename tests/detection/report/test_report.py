@@ -19,11 +19,13 @@ import torch
 from PIL import Image
 
 from ragrad_ext.detection.evaluation.matching import match
-from ragrad_ext.detection.report.data import Results
-from ragrad_ext.detection.report.figures import PALETTE, mean_curve, styles
-from ragrad_ext.detection.report.pictures import _Layout, in_words, outcome_marks, overlay
-from ragrad_ext.detection.report.report import LayerHistory, Picture, Run, write_report
+from ragrad_ext.detection.report.charts import PALETTE, mean_curve, styles
+from ragrad_ext.detection.report.examples import Example
+from ragrad_ext.detection.report.panels import Layout, in_words, outcome_marks, overlay
+from ragrad_ext.detection.report.report import write_report
+from ragrad_ext.detection.report.results import Results
 from ragrad_ext.detection.report.statistics import Paired, paired, points, spread
+from ragrad_ext.detection.runs import LayerHistory, Run
 
 CLASSES = ("person", "car")
 METHODS = ("none", "ragrad")
@@ -58,7 +60,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-def picture(*methods: str, title: str = "scene 7 (night)") -> Picture:
+def example(*methods: str, title: str = "scene 7 (night)") -> Example:
     """Two objects; every method finds the first, takes the second for a person, invents one."""
     target = {
         "boxes": torch.tensor([[2.0, 2, 12, 12], [20, 2, 30, 12], [2, 14, 12, 20]]),
@@ -72,7 +74,7 @@ def picture(*methods: str, title: str = "scene 7 (night)") -> Picture:
     }
     image, maps = noise(4, 24, 40), (noise(24, 40), noise(24, 40), noise(24, 40))
     every: dict[str, Mapping[str, Any]] = dict.fromkeys(methods, found)
-    return Picture(title, image, target, every, dict.fromkeys(methods, maps))
+    return Example(title, image, target, every, dict.fromkeys(methods, maps))
 
 
 def both(seeds: int = 3) -> list[Run]:
@@ -154,12 +156,12 @@ def test_a_paired_interval_by_hand() -> None:
     ("differences", "words"),
     [
         ([0.01, 0.02, 0.03], "within the noise"),
-        ([0.019, 0.02, 0.021], "more than the noise"),
-        ([-0.019, -0.02, -0.021], "more than the noise"),
+        ([0.019, 0.02, 0.021], "larger than the noise"),
+        ([-0.019, -0.02, -0.021], "larger than the noise"),
         ([0.0, 0.0], "the same in every seed"),
-        ([0.5], "one seed shows nothing"),
+        ([0.5], "one seed is not enough"),
         ([], "nothing can be paired"),
-        ([0.5, math.nan], "one seed shows nothing"),
+        ([0.5, math.nan], "one seed is not enough"),
     ],
 )
 def test_a_verdict_says_no_more_than_the_seeds(differences: list[float], words: str) -> None:
@@ -203,11 +205,11 @@ def test_methods_keep_their_looks_whatever_stands_beside_them() -> None:
     assert len({look.role for look in looks}) == len({look.marker for look in looks}) == 4
 
 
-# ------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------ examples
 
 
 def test_every_outcome_gets_its_mark() -> None:
-    scene = picture("none")
+    scene = example("none")
     found = scene.detections["none"]
     matches = match(found, scene.target)
     marks = outcome_marks(found, scene.target, matches, CLASSES)
@@ -233,7 +235,7 @@ def test_of_many_false_positives_the_surest_are_drawn_and_all_are_counted() -> N
 
 
 def test_labels_keep_clear_of_each_other_where_there_is_room() -> None:
-    layout = _Layout(100.0)
+    layout = Layout(100.0)
     spots = [(10.0, 10.0), (10.0, 30.0), (-50.0, 60.0)]
     placed = [layout.place(40, 11, spots) for _ in range(4)]
     assert placed == [(10, 10), (10, 30), (1, 60), (10, 10)]
@@ -248,11 +250,11 @@ def test_an_overlay_is_dim_where_nothing_is_and_bright_where_something_is() -> N
 
 
 def test_photographs_are_embedded_once_and_drawn_upon(tmp_path: Path) -> None:
-    text, page = written(tmp_path, both(), [picture(*METHODS)], classes=CLASSES)
+    text, page = written(tmp_path, both(), [example(*METHODS)], classes=CLASSES)
     images = re.findall(r'<image [^>]*href="data:image/jpeg;base64,([^"]+)"', text)
     assert len(images) == 2 + 3 * len(METHODS)  # both photographs, three maps a method
     assert {Image.open(io.BytesIO(base64.b64decode(i))).size for i in images} == {(40, 24)}
-    assert text.count('<use href="#picture0-') == 2 * len(METHODS)
+    assert text.count('<use href="#example0-') == 2 * len(METHODS)
     for kind in ("hit", "wrong", "miss", "false"):
         # On both photographs of both methods: a box and its words; and once in the legend.
         assert len(re.findall(rf'<g class="mark {kind}">', text)) == 2 * 2 * len(METHODS)
@@ -267,7 +269,7 @@ def test_the_page_is_sound_and_needs_nothing_else(tmp_path: Path) -> None:
     text, page = written(
         tmp_path,
         both(),
-        [picture(*METHODS), picture(*METHODS, title="another")],
+        [example(*METHODS), example(*METHODS, title="another")],
         title="RaGrad on scenes",
         command="python -m ragrad_ext compare",
         settings={"epochs": 3},
@@ -297,8 +299,19 @@ def test_the_summary_states_the_numbers_by_hand(tmp_path: Path) -> None:
 def test_one_seed_is_said_to_show_nothing(tmp_path: Path) -> None:
     _, page = written(tmp_path, [run("none", 4, 0.3), run("ragrad", 4, 0.35)])
     assert "with RaGrad and 0.300 without correction (one seed each)" in page.words
-    assert "RaGrad differs by +5.0 points: one seed shows nothing" in page.words
+    assert "RaGrad differs by +5.0 points: one seed is not enough" in page.words
     assert "interval" not in page.words
+
+
+def test_the_limits_are_said_in_numbers(tmp_path: Path) -> None:
+    _, page = written(tmp_path, both())
+    # The margin of the summary above: 4.3027 / sqrt(3) = 2.484.
+    assert "For RaGrad, 3 seeds cannot tell a difference below 2.5 points from noise." in page.words
+    assert "An interval that contains 0 does not show that two methods are equal" in page.words
+    _, page = written(tmp_path, both(1))
+    assert "One seed cannot show a difference" in page.words
+    _, page = written(tmp_path, [run("none", 0)])
+    assert "cannot" not in page.words
 
 
 def test_charts_follow_the_theme_and_leave_matplotlib_alone(
@@ -315,7 +328,7 @@ def test_charts_follow_the_theme_and_leave_matplotlib_alone(
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
-    pages = [written(tmp_path, both(), [picture(*METHODS)])[0] for _ in range(2)]
+    pages = [written(tmp_path, both(), [example(*METHODS)])[0] for _ in range(2)]
     assert pages[0] == pages[1]
 
 
@@ -327,7 +340,7 @@ def test_whatever_is_given_is_escaped(tmp_path: Path) -> None:
     text, page = written(
         tmp_path,
         runs,
-        [picture(EVIL, title=EVIL)],
+        [example(EVIL, title=EVIL)],
         title=EVIL,
         command=EVIL,
         settings={EVIL: EVIL},
@@ -355,16 +368,16 @@ def test_whatever_is_given_is_escaped(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_what_is_missing_is_left_out(tmp_path: Path, runs: list[Run], absent: set[str]) -> None:
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    scene = Picture("an empty street", noise(4, 8, 8), nothing)
-    for pictures, drawn in (([], set()), ([scene], {"detections"})):
-        _, page = written(tmp_path, runs, pictures)
+    scene = Example("an empty street", noise(4, 8, 8), nothing)
+    for examples, drawn in (([], set()), ([scene], {"detections"})):
+        _, page = written(tmp_path, runs, examples)
         sections = {"ap", "curves", "layers", "detections", "saliency"}
         assert sections & set(page.ids) == {"ap", "curves", "layers"} - absent | drawn
         assert "nan" not in page.words.lower()
 
 
 def test_a_label_without_a_name_is_shown_by_its_number(tmp_path: Path) -> None:
-    assert "class 2 .70: false positive" in written(tmp_path, both(), [picture("none")])[1].words
+    assert "class 2 .70: false positive" in written(tmp_path, both(), [example("none")])[1].words
 
 
 # ------------------------------------------------------------------ bad input

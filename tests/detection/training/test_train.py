@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -16,35 +15,35 @@ import pytest
 import torch
 from torch import Tensor
 
+from ragrad_ext.detection.data.splits import open_split
+from ragrad_ext.detection.files import write_json
+from ragrad_ext.detection.runs import FILES, read_run
+from ragrad_ext.detection.settings import Settings
+from ragrad_ext.detection.training import loop
 from ragrad_ext.detection.training import train as train_module
 from ragrad_ext.detection.training.checkpoint import load_checkpoint, save_checkpoint
-from ragrad_ext.detection.training.parts import (
-    load_trained,
-    open_split,
-)
-from ragrad_ext.detection.training.run_log import read_run, write_json
+from ragrad_ext.detection.training.model import trained_model
+from ragrad_ext.detection.training.optimizer import learning_rate
 from ragrad_ext.detection.training.stopping import Interrupted, stop_signal
 from ragrad_ext.detection.training.train import train
 
-from .test_parts import TINY, same
+from ...lib.runs import TINY, same
 
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Presses Ctrl-C during the step of that number, counted from 1 over the whole call."""
+    """Presses Ctrl-C after the step of that number, counted from 1 over the whole call."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    step = train_module.Trainer._step
 
     def arrange(number: int) -> None:
         left = iter(range(number - 1, -1, -1))
 
-        def pressed(self: Any, *args: Any) -> Tensor:
-            loss = step(self, *args)
-            if next(left, None) == 0:
-                signal.raise_signal(signal.SIGINT)
-            return loss
+        class Pressing(train_module.Bar):
+            def __call__(self, progress: Any) -> None:
+                if next(left, None) == 0:
+                    signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(train_module.Trainer, "_step", pressed)
+        monkeypatch.setattr(train_module, "Bar", Pressing)
 
     yield arrange
     signal.signal(signal.SIGINT, before)
@@ -84,7 +83,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_its_files(straight: Path) -> None:
-    assert set(contents(straight)) == set(train_module.FILES)
+    assert set(contents(straight)) == set(FILES)
     rows = list(csv.DictReader((straight / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row["conflicts"]) <= 1 and float(row["loss"]) > 0 for row in rows)
@@ -172,7 +171,7 @@ def test_a_checkpoint_of_another_model_is_refused(straight: Path, tmp_path: Path
         assert contents(tmp_path) == before
 
 
-def test_overwrite_starts_anew(tmp_path: Path) -> None:
+def test_overwrite_starts_again(tmp_path: Path) -> None:
     short = TINY.change(epochs=1, method="none")
     write_json(tmp_path / "settings.json", TINY.to_dict())
     for name in ("metrics.json", "layers.npz", "mine.txt"):
@@ -188,15 +187,14 @@ def test_overwrite_starts_anew(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = train_module.Trainer._step, iter(range(10))
+    rates = {2: 1e30}  # in the first step of the second epoch
 
-    def burst(self: Any, *args: Any) -> Tensor:
-        loss = step(self, *args)
-        return loss * math.inf if next(calls) == 3 else loss
+    def burst(settings: Settings, step: int, per_epoch: int) -> float:
+        return rates.get(step) or learning_rate(settings, step, per_epoch)
 
-    monkeypatch.setattr(train_module.Trainer, "_step", burst)
+    monkeypatch.setattr(loop, "learning_rate", burst)
     with pytest.raises(
-        FloatingPointError, match=r"the loss is inf in epoch 2, step 2; .*lower --lr"
+        FloatingPointError, match=r"the loss is (nan|inf) in epoch 2, step 2; .*lower --lr"
     ):
         train(TINY, tmp_path, progress=False)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
@@ -204,11 +202,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_a_trained_model_comes_back(straight: Path) -> None:
-    val = open_split(TINY, "val")
-    model, settings = load_trained(straight / "checkpoint.pt", val, "cpu")
-    saved = load_checkpoint(straight / "checkpoint.pt")["model"]
-    assert settings == TINY
-    assert same(dict(model.state_dict()), dict(saved))
+    state = load_checkpoint(straight / "checkpoint.pt")
+    model = trained_model(state, open_split(TINY, "val").classes, straight)
+    assert same(dict(model.state_dict()), dict(state["model"]))
 
 
 def test_init_starts_from_a_checkpoint_of_the_same_classes(
@@ -216,11 +212,11 @@ def test_init_starts_from_a_checkpoint_of_the_same_classes(
 ) -> None:
     begun: list[dict[str, Tensor]] = []
 
-    def run(self: Any, progress: bool) -> Any:
+    def run(self: Any, watch: Any, stop: Any) -> Any:
         begun.append(self.model.state_dict())
         return read_run(straight)
 
-    monkeypatch.setattr(train_module.Trainer, "run", run)
+    monkeypatch.setattr(loop.Trainer, "run", run)
     shutil.copy(straight / "checkpoint.pt", tmp_path / "seed3.pt")
     here = TINY.change(init=str(tmp_path / "seed{seed}.pt"), seed=3)
     train(here.change(method="none"), tmp_path / "out", progress=False)

@@ -1,7 +1,7 @@
 """The report's charts as inline SVG, drawn by matplotlib without pyplot's global state.
 
 Every colour is a role of `PALETTE`. Charts are drawn in the light colours, which are then replaced
-by CSS variables of the same names, so that a chart follows the theme of the page it stands in.
+by CSS variables of the same names, so that a chart follows the theme of its page.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def dots(
     description: str,
     spread: Mapping[Style, Array] | None = None,
 ) -> str:
-    """One row per name, one mark per style, joined: values (R,), and fainter ones (n, R) behind."""
+    """One row per name, one mark per style, joined: values (R,); faint ones for `spread` (n, R)."""
     figure, axes = _rows(names)
     rows = np.arange(len(names))
     values = np.stack(list(series.values()))

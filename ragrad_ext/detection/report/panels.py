@@ -10,40 +10,18 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ..evaluation.matching import Matches, match
-from .figures import Style
+from .charts import Style
+from .examples import Example, Pixels
 
-Pixels = npt.NDArray[np.float32]
 Spot = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A validation pair: image (4, H, W) in [0, 1], its target, and what each method made of it.
-
-    `detections`: method -> dict of boxes, labels and scores. `saliency`: method -> maps (H, W) in
-    [0, 1]: gradient saliency of rgb and of ir, LayerCAM of the fused features.
-    """
-
-    title: str
-    image: Any
-    target: Mapping[str, Any]
-    detections: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    saliency: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
-
-    def views(self) -> tuple[Pixels, Pixels]:
-        """The visible and the infrared image, both (H, W, 3)."""
-        image = np.asarray(self.image, dtype=np.float32)
-        return image[:3].transpose(1, 2, 0), np.repeat(image[3:].transpose(1, 2, 0), 3, axis=2)
 
 
 MOST_FALSE = 8  # false positives drawn on an image: a detector hardly trained finds hundreds
@@ -86,7 +64,7 @@ def _triangle(x: float, y: float, letter: str) -> str:
     return f'{path}<text x="{x + 10:.1f}" y="{y + 14.5:.1f}">{letter}</text>'
 
 
-class _Layout:
+class Layout:
     """Finds room for labels: what is placed keeps clear of what was placed before, if it can."""
 
     def __init__(self, height: float) -> None:
@@ -121,7 +99,7 @@ def _box(mark: Mark, scale: float, style: str) -> str:
     return f'<g class="{style} {mark.kind}">{title}{rects}</g>'
 
 
-def _words(mark: Mark, scale: float, layout: _Layout) -> str:
+def _words(mark: Mark, scale: float, layout: Layout) -> str:
     """The mark's label, and its triangle if it is an error, near the box."""
     x1, y1, x2, y2 = (scale * float(v) for v in mark.box)
     svg = ""
@@ -148,12 +126,18 @@ def panel(
     """An image (`embed`, `again`) of `shape` (H, W, ...) pixels with marks; caption: HTML."""
     scale = WIDE / shape[1]
     height = shape[0] * scale
-    order = ("truth", "false", "hit", "wrong", "miss")  # from below: objects above inventions
+    order = (
+        "truth",
+        "false",
+        "hit",
+        "wrong",
+        "miss",
+    )  # objects are drawn over false positives
     by_kind = sorted(marks, key=lambda mark: order.index(mark.kind))
     drawn = [_box(mark, scale, "mark" if words else "mark thin") for mark in by_kind]
     if words:
-        layout = _Layout(height)
-        # Over every box; what lies on top chooses its place first.
+        layout = Layout(height)
+        # Over every box; the topmost box chooses its place first.
         drawn += reversed([_words(mark, scale, layout) for mark in reversed(by_kind)])
     return (
         f'<figure><svg viewBox="0 0 {WIDE:g} {height:g}" role="img" '
@@ -237,37 +221,37 @@ def in_words(matches: Matches) -> str:
 
 
 def detections(
-    key: str, picture: Picture, look: Mapping[str, Style], classes: Sequence[str], score: float
+    key: str, example: Example, look: Mapping[str, Style], classes: Sequence[str], score: float
 ) -> str:
     """Ground truth and each method's detections, on the visible image and on the infrared one.
 
-    `key` names the picture in the page; `look` gives the methods in order.
+    `key` names the example in the page; `look` gives the methods in order.
     """
-    truth = truth_marks(picture.target, classes)
+    truth = truth_marks(example.target, classes)
     columns = [("Ground truth", f"{len(truth)} object" + "s" * (len(truth) != 1), truth)]
     for method, style in look.items():
-        if (found := picture.detections.get(method)) is not None:
-            matches = match(found, picture.target, score=score)
-            marks = outcome_marks(found, picture.target, matches, classes)
+        if (found := example.detections.get(method)) is not None:
+            matches = match(found, example.target, score=score)
+            marks = outcome_marks(found, example.target, matches, classes)
             columns.append((style.label, in_words(matches), marks))
     items = []
-    for name, pixels in zip(("visible", "infrared"), picture.views(), strict=True):
+    for name, pixels in zip(("visible", "infrared"), example.views(), strict=True):
         image = embed(pixels, f"{key}-{name}")
         for heading, words, marks in columns:
             caption = f"<b>{escape(heading)}</b>, {name}<br>{words}"
-            description = f"{picture.title}, {name} image, {heading}: {words}"
+            description = f"{example.title}, {name} image, {heading}: {words}"
             items.append(panel(image, pixels.shape, marks, caption, description))
             image = again(f"{key}-{name}")
-    return _heading(picture) + panels(len(columns), items)
+    return _heading(example) + panels(len(columns), items)
 
 
-def saliency(picture: Picture, look: Mapping[str, Style], classes: Sequence[str]) -> str:
+def saliency(example: Example, look: Mapping[str, Style], classes: Sequence[str]) -> str:
     """For each method: the gradient saliency of either modality, and LayerCAM of both fused."""
-    visible, infrared = (view.mean(axis=2) for view in picture.views())
-    truth = truth_marks(picture.target, classes)
+    visible, infrared = (view.mean(axis=2) for view in example.views())
+    truth = truth_marks(example.target, classes)
     items = []
     for method, style in look.items():
-        if (maps := picture.saliency.get(method)) is not None:
+        if (maps := example.saliency.get(method)) is not None:
             rows = (
                 ("visible", "gradient saliency on the visible image", visible),
                 ("infrared", "gradient saliency on the infrared image", infrared),
@@ -280,19 +264,19 @@ def saliency(picture: Picture, look: Mapping[str, Style], classes: Sequence[str]
             for (name, words, grey), values in zip(rows, maps, strict=True):
                 image = embed(overlay(grey, np.asarray(values, dtype=np.float32)))
                 caption = f"<b>{escape(style.label)}</b>, {name}<br>{words}"
-                description = f"{picture.title}, {style.label}: {words}"
+                description = f"{example.title}, {style.label}: {words}"
                 items.append(panel(image, grey.shape, truth, caption, description, words=False))
-    return _heading(picture) + panels(3, items)
+    return _heading(example) + panels(3, items)
 
 
-def _heading(picture: Picture) -> str:
-    html = f"<h3>{escape(picture.title)}</h3>"
-    degradation = [float(v) for v in picture.target.get("degradation", ())]
+def _heading(example: Example) -> str:
+    html = f"<h3>{escape(example.title)}</h3>"
+    degradation = [float(v) for v in example.target.get("degradation", ())]
     if degradation and all(map(math.isfinite, degradation)):
         rgb, ir = degradation
         html += (
             f'<p class="note">Degraded on purpose: visible {rgb:.0%}, infrared {ir:.0%} '
-            "(100% is useless).</p>"
+            "(at 100% nothing is left).</p>"
         )
     return html
 

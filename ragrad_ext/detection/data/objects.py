@@ -30,7 +30,7 @@ def drawn(
 ) -> tuple[Mask, Array]:
     """An object `tall` pixels high, cut to its outermost: mask (h, w), paint (4, h, w).
 
-    Of four colours those that differ most from `seen`, the mean colour (3,) behind, are used.
+    Of four colours it has those that differ most from `seen`, the mean colour (3,) around it.
     """
     wide = round(tall * aspect)
     across, down = grid(wide, tall)
@@ -114,7 +114,7 @@ def skin(rng: Generator) -> Array:
 # ---- things that one modality alone shows -----------------------------------------------------
 
 
-def picture(rng: Generator, canvas: Array, horizon: int, channels: slice) -> None:
+def poster(rng: Generator, canvas: Array, horizon: int, channels: slice) -> None:
     """A framed person, bicycle or car in one modality: a poster, or a warm reflection in glass."""
     _, height, width = canvas.shape
     kind = rng.integers(len(DRAW))

@@ -3,58 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from .figures import Array, Curve, Style, styles
+from ..runs import Run
+from .charts import Array, Curve, Style, styles
 from .statistics import Paired, Spread, paired, spread
 
 METRICS = ("AP", "AP50", "AP75")
-
-
-@dataclass(frozen=True)
-class LayerHistory:
-    """What RaGrad saw by layer: epochs (T,); conflicts, rgb and ir (T, L), one column per name.
-
-    `conflicts` is the fraction of a layer's channels in conflict (Eq. 6), `rgb` and `ir` the mean
-    reliability of its channels (Eq. 5). Raises ValueError where the shapes disagree.
-    """
-
-    names: Sequence[str]
-    epochs: npt.NDArray[Any]
-    conflicts: npt.NDArray[Any]
-    rgb: npt.NDArray[Any]
-    ir: npt.NDArray[Any]
-
-    def __post_init__(self) -> None:
-        expected = (len(self.epochs), len(self.names))
-        for name in ("conflicts", "rgb", "ir"):
-            if (shape := np.shape(getattr(self, name))) != expected:
-                raise ValueError(
-                    f"LayerHistory.{name} has shape {shape}, but {expected[0]} epochs and "
-                    f"{expected[1]} names ask for {expected}; pass one row per epoch and one "
-                    "column per layer"
-                )
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run.
-
-    `ap`: condition -> metric -> value in [0, 1] (nan: not defined), "overall" for all images.
-    `epochs`: one dict per epoch, of epoch and loss, and of seconds, conflicts (a fraction) and AP,
-    AP50, AP75 where there are any. `layers` is None without RaGrad.
-    """
-
-    method: str
-    seed: int
-    ap: Mapping[str, Mapping[str, float]]
-    epochs: Sequence[Mapping[str, float]] = ()
-    layers: LayerHistory | None = None
 
 
 class LayerMeans(NamedTuple):
