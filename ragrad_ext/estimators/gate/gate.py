@@ -17,8 +17,8 @@ from ..effectiveness import Closure, Effectiveness
 from ..processes import mean_over, several
 from .graph import consumers
 from .hooks import effect, hook
-from .places import ABSENT, HIDDEN, Place, find_places
 from .report import counts, table
+from .search import ABSENT, HIDDEN, Place, find_places
 
 
 class Key(NamedTuple):

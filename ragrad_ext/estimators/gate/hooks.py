@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .activations import is_homogeneous, output_of
 from .graph import Node, saved
-from .places import Place
+from .search import Place
 
 Add = Callable[[Tensor], None]
 Grads = tuple[Tensor | None, ...]

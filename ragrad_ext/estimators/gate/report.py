@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...rows.twins import Twins
-from .places import Place
+from .search import Place
 
 SHORT = {
     "gain": "read off the gain of a norm",

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ...audit import Counterfactual, counterfactual
 from ...backends.contract import RowSums
 from ...rows.bucket import Bucket
 from ...rows.twins import Twins
+from ..counterfactual import Counterfactual, counterfactual
 from ..effectiveness import Closure
 from ..refresh import Refreshed, ran_out_of_memory
 from ..replay import same_randomness, undisturbed
