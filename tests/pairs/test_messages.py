@@ -1,4 +1,4 @@
-"""What pairing tells people: its report, and its answers to bad input."""
+"""The report of pairing, and its errors for bad input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ragrad_ext.pairs.pairing import pair_parameters
+from ragrad_ext import pair_parameters
 
 from ..lib.pairing_models import FUSED, block, conv, model_of, tree
 
@@ -43,6 +43,17 @@ def test_the_report_shortens_long_groups(capsys: pytest.CaptureFixture[str]) -> 
     assert str(pairs).splitlines()[-1] == "    … 4 more"
     pairs.report(limit=None)
     assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_the_report_names_the_twin_that_was_looked_for() -> None:
+    names = ["a_vis", "a_lwir", "b_vis"]
+    pairs = pair_parameters(model_of(names), rules=[("vis", "lwir"), ("day", "night")])
+    assert str(pairs).splitlines()[-4:] == [
+        "1 left out, rule fits no name",
+        "    day | night",
+        "1 left out, no twin of that name",
+        "    rgb b_vis  (looked for b_lwir)",
+    ]
 
 
 def test_both_names_are_reported_where_they_differ() -> None:
@@ -131,7 +142,7 @@ def test_rules_that_fit_nothing_are_told_the_closest() -> None:
 
 def test_numbers_without_within_are_told_where_numbers_are() -> None:
     model = tree(model=nn.Sequential(conv(), conv()))
-    with pytest.raises(ValueError, match="numbered layers lie within 'model'"):
+    with pytest.raises(ValueError, match="numbered layers are within 'model'; pass within="):
         pair_parameters(model, rules=[(0, 1)])
 
 
