@@ -13,10 +13,20 @@ from .replay import undisturbed
 
 
 class Counterfactual(NamedTuple):
-    """Eq. 1 for both streams: one (C_l,) float64 tensor per pair, in units of the loss."""
+    """E of Eq. 1 for both streams: one (C_l,) float64 tensor per pair, in units of the loss."""
 
     rgb: list[Tensor]
     ir: list[Tensor]
+
+    @classmethod
+    def unknown(cls, twins: Twins) -> Counterfactual:
+        """One that is nan everywhere."""
+        return cls(
+            *(
+                [torch.full((c,), torch.nan, dtype=torch.float64) for c in twins.layout.channels]
+                for _ in range(2)
+            )
+        )
 
 
 @torch.no_grad()
@@ -32,24 +42,24 @@ def counterfactual(
 ) -> Counterfactual:
     """``E = L(theta without channel i) - L(theta)`` for every output channel (Eq. 1).
 
-    One forward per channel: minutes for a small network, hours for a large one. Every weight,
-    module buffer and torch's random state come back bit for bit, also after an exception or
-    Ctrl-C; each forward sees the same dropout.
+    It runs one forward per channel: minutes for a small network, hours for a large one. Weights,
+    module buffers and torch's random state are restored bit for bit, also after an exception or
+    Ctrl-C. Each forward sees the same dropout.
 
     Args:
         closure: runs the model forward and returns the scalar loss of one fixed batch.
         weights_rgb, weights_ir: L twin weights, as for `Repa`.
         channel_axes: the output channel axis of each pair, default 0.
-        layers: the pairs to audit, default all; the others get nan.
+        layers: the pairs to audit, default all; the others are nan.
         rows: (2, rows) bool, rgb first: the rows of those pairs to audit, default all.
         progress: show a bar (needs tqdm, which the extra ``[detection]`` brings).
+
+    Raises:
+        ValueError, TypeError: weights that are no pairs, as in `Repa`.
     """
     twins = Twins.of(weights_rgb, weights_ir, channel_axes)
     chosen = range(len(twins.layout.channels)) if layers is None else layers
-    effects = tuple(
-        [torch.full((c,), torch.nan, dtype=torch.float64) for c in twins.layout.channels]
-        for _ in range(2)
-    )
+    effect = Counterfactual.unknown(twins)
     bounds = twins.layout.slices()
     removed = [
         (m, l, i)
@@ -69,10 +79,10 @@ def counterfactual(
         saved = row.clone()
         try:
             row.zero_()
-            effects[m][l][i] = loss() - whole  # Eq. 1
+            effect[m][l][i] = loss() - whole  # Eq. 1
         finally:
             row.copy_(saved)
-    return Counterfactual(*effects)
+    return effect
 
 
 def _with_bar(rows: list[tuple[int, int, int]]) -> Iterable[tuple[int, int, int]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import ragrad_ext
+from ragrad_ext.estimators.research import Fisher
 
 from ..data.datasets import PairedImages, open_data
 from ..models.two_stream import build
@@ -66,7 +67,7 @@ def make_ragrad(model: Any, settings: Settings) -> ragrad_ext.RaGrad:
         "gate": lambda: ragrad_ext.Gate(),
         "hutchinson": lambda: ragrad_ext.Hutchinson(**probes),
         "finite-difference": lambda: ragrad_ext.FiniteDifference(**probes),
-        "fisher": lambda: ragrad_ext.Fisher(),
+        "fisher": lambda: Fisher(),
     }[settings.effectiveness]()
     return ragrad_ext.RaGrad(
         model.backbone.rgb,

@@ -1,27 +1,27 @@
-"""Where the gate of a row sits: found by dataflow in the autograd graph of one forward."""
+"""Find the gate of each row by dataflow in the autograd graph of one forward."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from math import prod
-from typing import Literal
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ...rows.twins import Twins
-from .activations import FUNCTIONS, Function, function_of, is_homogeneous, output_of
+from .activations import FUNCTIONS, function_of, is_homogeneous, output_of
 from .graph import Node, Users, saved, shape_of
-
-Kind = Literal["gain", "norm", "mixing", "activation", "row"]
+from .hooks import Add, MixingHooks, NextActivation, hook_activation, hook_norm
+from .places import AtActivation, AtGain, AtMixingNorm, AtNorm, AtRow, Place
 
 CONVOLUTION = ("ConvolutionBackward",)
 LINEAR = ("AddmmBackward", "MmBackward")
-# Statistics of a channel's own, unless in evaluation mode; then a fixed map of each channel.
+# They use statistics of each channel; in evaluation mode they are a fixed map of it.
 NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward")
 SYNC_NORM = ("SyncBatchNormBackward",)
 MIXING = ("NativeGroupNormBackward", "NativeLayerNormBackward")
-# Nodes that pass every value on unchanged, but for shape, dtype or place.
+# They change only the shape, the dtype or the position of a value.
 MOVING = ("TBackward", "TransposeBackward", "PermuteBackward")
 PASSING = (
     *MOVING,
@@ -34,55 +34,36 @@ PASSING = (
     "SqueezeBackward",
     "UnsqueezeBackward",
 )
-# A channel that is the same everywhere stays so.
+# They keep a constant channel constant.
 FLAT = (*FUNCTIONS, "SigmoidBackward", "TanhBackward", "SoftplusBackward", "MaxPool2DWithIndices")
 
 ABSENT = "not used in the forward that was traced"
 HIDDEN = "inside a compiled part"
 SEVERAL = "used several times"
-SPLIT = "channels split or mixed behind it"
+SPLIT = "channels split or mixed after it"
 NOT_READABLE = "recomputed or moved away (checkpoint, offload)"
 
 
-@dataclass(frozen=True)
-class Place:
-    """The gate of all rows of one weight.
+class Found(NamedTuple):
+    """A place, and how to hook this graph for it.
 
     Attributes:
-        kind: ``gain``: behind a norm with statistics of the channel, read off its gain's gradient.
-            ``norm``: the same by a hook on the norm, whose gain is frozen, absent or shared.
-            ``mixing``: behind a GroupNorm or LayerNorm, and an activation that follows, by hooks.
-            ``activation``: behind the first activation, by a hook. ``row``: the row's own output.
-        why: of ``row``: why the gate sits no further.
-        gain: of ``gain``.
-        norm, activation: nodes to hook. They hold the graph, so nobody may keep them.
-        function: of that activation.
-        bias: what remains of the layer's output without the row, (C,); None is 0.
-        shift: bias of the norm, (C,); None is 0.
-        inner: elements between two channels of one sample, in logical order, at the first node.
+        place: where the gate is.
+        hook: puts hooks on the graph, which hand what they sum to ``add``; None needs none. It
+            holds the graph, so nobody may keep it.
     """
 
-    kind: Kind
-    why: str = ""
-    gain: Tensor | None = None
-    norm: Node = field(default=None, repr=False)
-    activation: Node = field(default=None, repr=False)
-    function: Function | None = field(default=None, repr=False)
-    bias: Tensor | None = field(default=None, repr=False)
-    shift: Tensor | None = field(default=None, repr=False)
-    inner: int = 1
-
-    @property
-    def hooked(self) -> bool:
-        return self.kind in ("norm", "mixing", "activation")
-
-    def without_graph(self) -> Place:
-        return replace(self, norm=None, activation=None)
+    place: Place
+    hook: Callable[[Add], object] | None = None
 
 
-def find_places(users: Users, twins: Twins) -> list[list[Place]]:
+def at_row(why: str) -> Found:
+    return Found(AtRow(why))
+
+
+def find_places(users: Users, twins: Twins) -> list[list[Found]]:
     """The place of each twin weight, modality first; ``users`` as `consumers` returns it."""
-    places = [[Place("row", ABSENT)] * len(side) for side in twins.weights]
+    places = [[at_row(ABSENT)] * len(side) for side in twins.weights]
     index = {w: (m, l) for m, side in enumerate(twins.weights) for l, w in enumerate(side)}
     for node in users:
         weight = getattr(node, "variable", None)
@@ -92,46 +73,44 @@ def find_places(users: Users, twins: Twins) -> list[list[Place]]:
     return places
 
 
-def _place(weight: Node, axis: int, channels: int, users: Users) -> Place:
+def _place(weight: Node, axis: int, channels: int, users: Users) -> Found:
     moves, used, ahead = 0, weight, _only_user(weight, users)
     while ahead is not None and _is(ahead, PASSING):
         moves += _is(ahead, MOVING)
         used, ahead = ahead, _only_user(ahead, users)
     if ahead is None:
-        return Place("row", SEVERAL)
+        return at_row(SEVERAL)
     if _is(ahead, ("CompiledFunction",)):
-        return Place("row", HIDDEN)
+        return at_row(HIDDEN)
     if _is(ahead, CONVOLUTION):
-        whole = shape_of(ahead)[1] == channels and axis == int(ahead._saved_transposed)
-        return (
-            _Walk(ahead, channels, prod(shape_of(ahead)[2:]), users).place() if whole else NO_ROWS
-        )
+        if shape_of(ahead)[1] == channels and axis == int(ahead._saved_transposed):
+            return _Walk(ahead, channels, prod(shape_of(ahead)[2:]), users).place()
     # x @ W.T has its rows on axis 0, x @ W on axis 1
-    if _is(ahead, LINEAR) and ahead.next_functions[-1][0] is used and moves % 2 == 1 - axis:
+    elif _is(ahead, LINEAR) and ahead.next_functions[-1][0] is used and moves % 2 == 1 - axis:
         return _Walk(ahead, channels, 1, users).place()
-    return NO_ROWS
-
-
-NO_ROWS = Place("row", "not the output channels of a convolution or linear layer")
+    return at_row("not the output channels of a convolution or linear layer")
 
 
 class _Walk:
-    """From a layer's output towards the loss, to the last place that a gate reaches exactly."""
+    """From a layer's output towards the loss, to the last place where a removal is exact.
+
+    ``inner`` is the number of elements between two channels of one sample, at the current node.
+    """
 
     def __init__(self, layer: Node, channels: int, inner: int, users: Users) -> None:
         self.layer, self.channels, self.inner, self.users = layer, channels, inner, users
 
-    def place(self) -> Place:
+    def place(self) -> Found:
         fixed_map = False  # something scaled or shifted the channels since the layer
         for node, ahead in _way(self.layer, self.users):
             if ahead is None:
-                return Place("row", f"output {SEVERAL}")
+                return at_row(f"output {SEVERAL}")
             if _is(ahead, PASSING):
                 if not self._follow(node, ahead):
-                    return Place("row", SPLIT)
+                    return at_row(SPLIT)
             elif _of_this_batch(ahead):
                 fits = self.inner == prod(shape_of(ahead)[2:]) and not fixed_map
-                return self._own_statistics(ahead) if fits else Place("row", SPLIT)
+                return self._own_statistics(ahead) if fits else at_row(SPLIT)
             elif _is(ahead, MIXING):
                 return self._mixing(ahead, fixed_map)
             elif _is(ahead, (*NORMS, "MulBackward")) or self._adds_one_value(ahead, node):
@@ -140,11 +119,11 @@ class _Walk:
                 return self._activation(ahead, fixed_map)
             else:
                 name = ahead.name().rstrip("0123456789").removesuffix("Backward")
-                return Place("row", f"{name} behind it")
-        raise AssertionError("a way has an end")
+                return at_row(f"{name} after it")
+        raise AssertionError("unreachable: a way ends with None")
 
     def _follow(self, node: Node, ahead: Node) -> bool:
-        """Keep ``inner`` over a node that moves values; False where the channels get lost."""
+        """Keep ``inner`` across a node that moves values; False if the channels get lost."""
         if not _is(ahead, MOVING):
             return True  # logical order stays
         shape = shape_of(node)
@@ -169,21 +148,22 @@ class _Walk:
         leaves = [_leaf(child, self.users) for child in other]
         return all(leaf is not None and leaf.numel() == self.channels for leaf in leaves)
 
-    def _own_statistics(self, norm: Node) -> Place:
-        """Without the row its channel is flat, and only the norm's bias is left of it."""
+    def _own_statistics(self, norm: Node) -> Found:
+        """Without the row its channel is constant, and only the norm's bias is left of it."""
         child = norm.next_functions[1][0]
         gain = None if child is None else _leaf(child, self.users)
         if gain is not None and gain.numel() == self.channels:
-            return Place("gain", gain=gain)
+            return Found(AtGain(gain))
         if not _is(norm, NORMS):
-            return Place("row", "a SyncBatchNorm whose gain is frozen, absent or shared")
+            return at_row("a SyncBatchNorm whose gain is frozen, absent or shared")
         if shape_of(norm)[1] % self.channels:  # of an InstanceNorm: images x channels
-            return Place("row", SPLIT)
+            return at_row(SPLIT)
         if saved(norm, "input") is None:
-            return Place("row", NOT_READABLE)
-        return Place("norm", norm=norm, inner=prod(shape_of(norm)[2:]))
+            return at_row(NOT_READABLE)
+        inner = prod(shape_of(norm)[2:])
+        return Found(AtNorm(), partial(hook_norm, norm, self.channels, inner))
 
-    def _mixing(self, norm: Node, fixed_map: bool) -> Place:
+    def _mixing(self, norm: Node, fixed_map: bool) -> Found:
         known, bias = self._bias()
         shape = shape_of(norm)
         if _is(norm, ("NativeLayerNormBackward",)):
@@ -191,38 +171,47 @@ class _Walk:
         else:
             fits = shape[1] == self.channels and self.inner == prod(shape[2:])
         if not fits or fixed_map or not known:
-            return Place("row", "a norm over more than channels, or behind a frozen bias or scale")
+            return at_row("a norm over more than channels, or after a frozen bias or scale")
         if saved(norm, "input") is None:
-            return Place("row", NOT_READABLE)
-        place = Place("mixing", norm=norm, bias=bias, inner=self.inner)
-        known, shift = self._parameter(norm, 2, norm._saved_weight is not None)
-        activation = _only_user(norm, self.users)
-        if not known or activation is None or output_of(activation) is None:
-            return place
-        function = function_of(activation)
-        return replace(place, activation=activation, function=function, shift=shift)
+            return at_row(NOT_READABLE)
+        following = self._activation_after(norm)
+        return Found(
+            AtMixingNorm(),
+            partial(MixingHooks, norm, self.channels, self.inner, bias, following),
+        )
 
-    def _activation(self, node: Node, fixed_map: bool) -> Place:
+    def _activation_after(self, norm: Node) -> NextActivation | None:
+        """The activation that follows, if it can be computed again."""
+        known, shift = self._parameter(norm, 2, norm._saved_weight is not None)
+        node = _only_user(norm, self.users)
+        if not known or node is None or output_of(node) is None:
+            return None
+        function = function_of(node)
+        return None if function is None else NextActivation(node, function, shift)
+
+    def _activation(self, node: Node, fixed_map: bool) -> Found:
         ahead = _only_user(node, self.users)
         while ahead is not None and _is(ahead, FLAT):
             ahead = _only_user(ahead, self.users)
         if ahead is not None and not fixed_map and _of_this_batch(ahead):
             return self._own_statistics(ahead)
         if is_homogeneous(node) and not fixed_map and self._bias() == (True, None):
-            return Place("row", "no bias: as good as behind the activation")
-        if output_of(node) is None:
-            return Place("row", NOT_READABLE)
-        return Place("activation", activation=node, function=function_of(node), inner=self.inner)
+            return at_row("no bias: as good as after the activation")
+        function = function_of(node)
+        if function is None or output_of(node) is None:
+            return at_row(NOT_READABLE)
+        hook = partial(hook_activation, node, self.channels, self.inner)
+        return Found(AtActivation(function), hook)
 
     def _bias(self) -> tuple[bool, Tensor | None]:
-        """Whether it is known what the layer adds to its rows, and that, if anything."""
+        """Whether it is known what the layer adds to its rows, and what that is (None: nothing)."""
         layer = self.layer
         if _is(layer, CONVOLUTION):
             return self._parameter(layer, 2, tuple(layer._saved_bias_sym_sizes_opt) != (0,))
         return self._parameter(layer, 0, True) if _is(layer, ("Addmm",)) else (True, None)
 
     def _parameter(self, node: Node, k: int, present: bool) -> tuple[bool, Tensor | None]:
-        """A parameter of one value a channel at input k; unknown if frozen or computed."""
+        """A parameter with one value per channel at input k; unknown if frozen or computed."""
         child = node.next_functions[k][0]
         leaf = None if child is None else _leaf(child, self.users)
         known = not present if child is None else leaf is not None and leaf.numel() == self.channels
@@ -235,7 +224,7 @@ def _of_this_batch(node: Node) -> bool:
 
 
 def _way(node: Node, users: Users) -> Iterator[tuple[Node, Node | None]]:
-    """Step by step towards the loss, (node, its user), while it has one; then (node, None)."""
+    """Step by step towards the loss: (node, its only user); (node, None) ends it."""
     ahead = _only_user(node, users)
     while ahead is not None:
         yield node, ahead
@@ -248,14 +237,14 @@ def _only_user(node: Node, users: Users) -> Node | None:
 
 
 def _leaf(node: Node, users: Users) -> Tensor | None:
-    """The parameter behind ``node`` if nothing but shape or dtype changes lie between."""
+    """The parameter that ``node`` reads, if only its shape or dtype was changed."""
     while len(users[node]) == 1 and _is(node, (*PASSING, "RepeatBackward")):
         node = node.next_functions[0][0]
     return getattr(node, "variable", None) if len(users[node]) == 1 else None
 
 
 def _order(node: Node, ndim: int) -> list[int]:
-    """The axes of what ``node``, one of MOVING, was given, in the order it puts them."""
+    """The axes of the input of ``node``, one of MOVING, in the order of its output."""
     order = list(range(ndim))
     if _is(node, ("PermuteBackward",)):
         return [_signed(d) % ndim for d in node._saved_dims]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,23 +16,25 @@ from ..refresh import Refreshed
 class Fisher(Refreshed):
     """Eq. 2 with the squared batch gradient for the Hessian diagonal: no extra backward.
 
-    Cost: one more pass over gradients and weights. State: q, (2, rows). Needs nothing. It is no
-    unbiased estimate of h: the gradient of a batch is squared, not that of each image.
+    Cost: one more pass over gradients and weights. State: q, (2, rows). Needs nothing. It is a
+    biased estimate of h: the gradient of a batch is squared, not that of each image.
 
     Args:
-        every, average, spread: as in `Refreshed`.
+        every: steps between refreshes.
+        schedule: the other fields of `Schedule`. Nothing is drawn, so ``seed`` changes nothing, and
+            gradients are averaged over processes already, so no ``group`` is needed.
     """
 
-    def __init__(self, *, every: int = 1, average: float = 0.0, spread: int = 1) -> None:
-        super().__init__(every=every, average=average, spread=spread)
+    def __init__(self, *, every: int = 1, **schedule: Any) -> None:
+        super().__init__(every=every, **schedule)
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
-        """The gradient of the step is all it needs."""
+        """Only the gradient of the step is needed."""
 
     def check_ready(self) -> None:
-        """Likewise."""
+        """The gradient of the step is always there."""
 
-    def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
+    def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
         if self.due:
             q = torch.full_like(sums.dot, torch.nan)  # a pair without gradients keeps its q
             rows = bucket.layout.slices()
@@ -39,4 +43,4 @@ class Fisher(Refreshed):
                     product = g.to(torch.float64, copy=True).mul_(self.twins.first(m, l)).square_()
                     q[m, rows[l]] = 0.5 * product.reshape(g.shape[0], -1).sum(1)
             self._add(q)
-        return super().scores(bucket, sums)
+        return super().effect(bucket, sums)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import distributed as dist
+from typing import Any
 
 from ..taylor.probed import Probed, Product
 
@@ -10,16 +10,17 @@ from ..taylor.probed import Probed, Product
 class RowQuadratic(Probed):
     """Eq. 1 to second order in a whole row: ``E = -g_i theta_i + 1/2 theta_i^T H theta_i``.
 
-    Eq. 2 keeps the diagonal of H alone; this keeps all of H that removing the row sees, by one
-    random sign per row. A row whose scale the loss does not see, behind a BatchNorm, has none.
+    Eq. 2 keeps only the diagonal of H. This keeps all of H that removing the row sees, by one
+    random sign per row. The term is 0 for a row before a BatchNorm, because the loss does not
+    depend on its scale.
 
-    Cost, state and needs: of `Hutchinson` with ``product="double"``, of `FiniteDifference` with
-    ``"central"`` or ``"one-sided"``.
+    Cost, state and needs: those of `Hutchinson` with ``product="double"``, those of
+    `FiniteDifference` with ``"central"`` or ``"one-sided"``.
 
     Args:
         probes: products per refresh.
         product, step: as in `Probed`.
-        every, average, spread, seed, group: as in `Refreshed`.
+        schedule: fields of `Schedule`.
     """
 
     def __init__(
@@ -28,13 +29,6 @@ class RowQuadratic(Probed):
         *,
         product: Product = "double",
         step: float | None = None,
-        every: int = 10,
-        average: float = 0.0,
-        spread: int = 1,
-        seed: int = 0,
-        group: dist.ProcessGroup | None = None,
+        **schedule: Any,
     ) -> None:
-        super().__init__(
-            probes, form="rows", product=product, step=step,
-            every=every, average=average, spread=spread, seed=seed, group=group,
-        )  # fmt: skip
+        super().__init__(probes, form="rows", product=product, step=step, **schedule)
