@@ -24,7 +24,7 @@ from ragrad_ext import (
     Reliability,
     correct_,
 )
-from ragrad_ext.estimators.refresh import Refreshed
+from ragrad_ext.estimators import Refreshed, Schedule
 from ragrad_ext.estimators.research import (
     Fisher,
     GateQuadratic,
@@ -33,7 +33,6 @@ from ragrad_ext.estimators.research import (
     RowQuadratic,
     sampled_cross_entropy,
 )
-from ragrad_ext.estimators.schedule import Schedule
 
 from .lib.networks import TwoStream, assert_near, batch
 from .lib.tolerances import FLOAT64_SUM, REPLICAS

@@ -12,7 +12,7 @@ from ragrad_ext.estimators import research
 
 
 def test_recommended_estimators_have_a_top_level_name() -> None:
-    for name in estimators.__all__:
+    for name in ("Effectiveness", "FirstOrder", "Gate", "Hutchinson", "FiniteDifference"):
         assert getattr(ragrad_ext, name) is getattr(estimators, name)
         assert name in ragrad_ext.__all__
 

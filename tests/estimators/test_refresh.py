@@ -19,7 +19,7 @@ from ragrad_ext import (
     RaGrad,
     correct_,
 )
-from ragrad_ext.estimators.refresh import Refreshed
+from ragrad_ext.estimators import Refreshed
 from ragrad_ext.estimators.research import (
     Fisher,
     GateQuadratic,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ragrad_ext import Effectiveness, FiniteDifference, Hutchinson
 from ragrad_ext.backends import RowSums
-from ragrad_ext.estimators.refresh import Refreshed
+from ragrad_ext.estimators import Refreshed
 from ragrad_ext.estimators.research import (
     GateQuadratic,
     GaussNewtonBartlett,
