@@ -85,7 +85,7 @@ def test_chosen_rows() -> None:
     assert flat[rows].tolist() == [0.0, -3.0, -3.0]
 
 
-def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     counterfactual(lambda: torch.zeros(()), [torch.ones(2, 1)], [torch.ones(2, 1)])
     assert "removing channels" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def micro(step: int, model: DistributedDataParallel, ragrad: RaGrad, name: str) 
                 ragrad.backward(loss(), closure=closure)
 
 
-def test_replicas_stay_bit_for_bit_alike_in_training(tmp_path: Path) -> None:
+def test_replicas_stay_equal_bit_for_bit_in_training(tmp_path: Path) -> None:
     one, two = in_two_processes(trained, tmp_path)
     assert set(one) == {*ALONE, *MEASURING, "out of memory"}
     for name in one:

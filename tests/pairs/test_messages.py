@@ -122,13 +122,13 @@ def test_within_and_exclude_must_fit(within: str, exclude: str, match: str) -> N
         pair_parameters(model_of(FUSED), rules=[("vis", "lwir")], within=within, exclude=exclude)
 
 
-def test_modules_without_a_common_name_are_told_the_closest() -> None:
+def test_modules_without_a_common_name_get_the_closest_one() -> None:
     rgb, ir = model_of(["layer1.conv.weight"]), model_of(["body.layer1.conv.weight", "other"])
     with pytest.raises(ValueError, match=r"layer1.conv.weight; closest: body.layer1.c.*$"):
         pair_parameters(rgb, ir)
 
 
-def test_rules_that_fit_nothing_are_told_the_closest() -> None:
+def test_rules_that_fit_nothing_get_the_closest_names() -> None:
     model = model_of(["body.vis_layer1.weight", "body.lwir_layer1.weight"])
     with pytest.raises(ValueError, match=r"looked for body.viz_\w+.weight; closest: body.vis_"):
         pair_parameters(model, rules=[("viz_layer1", "lwir_layer1")])
@@ -140,7 +140,7 @@ def test_rules_that_fit_nothing_are_told_the_closest() -> None:
         pair_parameters(model, rules=[("vis_", "ir_")])
 
 
-def test_numbers_without_within_are_told_where_numbers_are() -> None:
+def test_numbers_without_within_get_a_hint_where_numbers_are() -> None:
     model = tree(model=nn.Sequential(conv(), conv()))
     with pytest.raises(ValueError, match="numbered layers are within 'model'; pass within="):
         pair_parameters(model, rules=[(0, 1)])

@@ -72,7 +72,7 @@ def test_a_model_gives_lists_their_names_and_axes() -> None:
     assert pairs.names == [("a.weight", "b.weight")]
 
 
-def test_the_order_of_a_list_is_the_users() -> None:
+def test_lists_keep_the_order_that_the_user_gave() -> None:
     model = model_of(["a", "b", "c", "d"])
     pairs = pair_parameters(["d", "a"], ["b", "c"], model=model)
     assert pairs.names == [("d", "b"), ("a", "c")]
@@ -251,7 +251,7 @@ def test_two_rules_that_agree_are_not_ambiguous() -> None:
     assert len(pair_parameters(model, rules=rules)) == 1
 
 
-def test_exclusion_settles_an_ambiguity() -> None:
+def test_exclusion_resolves_an_ambiguity() -> None:
     model = model_of(["vis.to_vis", "vis.to_lwir", "lwir.to_vis"])
     pairs = pair_parameters(model, rules=[("vis", "lwir")], exclude="lwir.to_vis")
     assert pairs.names == [("vis.to_vis", "vis.to_lwir")]

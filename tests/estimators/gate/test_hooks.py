@@ -154,7 +154,7 @@ def test_a_graph_that_is_never_differentiated_is_freed(case: Case) -> None:
 
 
 @KINDS
-def test_no_value_is_read_off_the_device(case: Case) -> None:
+def test_nothing_waits_for_the_device(case: Case) -> None:
     ragrad, _, a, b = pair(case)
     loss = loss_of_sum((a, b), torch.randn(case.shape))
     with NoReads():
