@@ -299,3 +299,34 @@ def test_bad_options_are_named(make: Callable[[], Effectiveness], match: str) ->
 def test_an_option_that_does_not_exist_is_named() -> None:
     with pytest.raises(TypeError, match="'evry'"):
         Hutchinson(evry=10)
+
+
+class Traced(FirstOrder):
+    """Asks for the graph of a forward, and counts how often it gets one."""
+
+    traced = 0
+
+    @property
+    def needs_trace(self) -> bool:
+        return self.traced == 0
+
+    def trace(self, *outputs: Tensor) -> None:
+        assert all(t.grad_fn is not None for t in outputs)
+        self.traced += 1
+
+
+def test_any_estimator_may_ask_for_a_trace() -> None:
+    estimator = Traced()
+    model, ragrad = watched(estimator)
+    loss_of(model).backward()
+    with pytest.raises(
+        RuntimeError, match=r"Traced has seen no loss to trace: call\s+ragrad.backw"
+    ):
+        ragrad.correct_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ragrad.attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+    assert estimator.traced == 1  # only the first step is watched

@@ -71,6 +71,7 @@ def watched(estimator: Effectiveness, **options: object) -> tuple[TwoStream, RaG
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
     """The largest error is at most this share of the largest value, which is not 0."""
+    assert found.shape == expected.shape
     largest = expected.abs().max()
     assert largest > 0
     assert (found - expected).abs().max() <= share * largest
