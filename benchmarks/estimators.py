@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ragrad_ext import (
-    Effectiveness,
-    FiniteDifference,
-    FirstOrder,
-    Fisher,
-    Gate,
-    GateQuadratic,
-    GaussNewtonBartlett,
-    Hutchinson,
-    RowQuadratic,
-)
+from ragrad_ext import Effectiveness, FiniteDifference, FirstOrder, Gate, Hutchinson
+from ragrad_ext.estimators.research import Fisher, GateQuadratic, GaussNewtonBartlett, RowQuadratic
 
 # A refresh on every step: what is held and averaged over steps is another question.
 ESTIMATORS: dict[str, Callable[[], Effectiveness]] = {

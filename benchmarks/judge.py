@@ -8,7 +8,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ragrad_ext import Effectiveness, GaussNewtonBartlett, RaGrad, audit
+from ragrad_ext import Effectiveness, RaGrad, audit
+from ragrad_ext.estimators.research import GaussNewtonBartlett
 
 from .subjects import Subject
 

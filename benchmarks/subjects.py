@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.ops import FrozenBatchNorm2d
 
-from ragrad_ext import sampled_cross_entropy
 from ragrad_ext.detection.data.datasets import collate, open_data
 from ragrad_ext.detection.models.two_stream import build
+from ragrad_ext.estimators.research import sampled_cross_entropy
 
 from . import crops
 from .classifier import Classifier

@@ -1,14 +1,12 @@
 """Reliability-guided gradient correction for two-stream visible/infrared detectors."""
 
+import warnings
+from typing import Any
+
 from . import audit
 from .correct import correct_
-from .estimators.effectiveness import Effectiveness, FirstOrder
-from .estimators.gate.gate import Gate
-from .estimators.research.gate_quadratic import GateQuadratic
-from .estimators.research.gauss_newton import GaussNewtonBartlett, sampled_cross_entropy
-from .estimators.research.removal import Removal
-from .estimators.taylor.taylor import FiniteDifference, Fisher, Hutchinson, RowQuadratic
-from .pairs.pairing import Pairs, pair_parameters
+from .estimators import Effectiveness, FiniteDifference, FirstOrder, Gate, Hutchinson
+from .pairs import Pairs, pair_parameters
 from .repa import Repa
 from .rows.conflicts import Conflicts
 from .rows.reliability import Reliability
@@ -20,20 +18,37 @@ __all__ = [
     "Effectiveness",
     "FiniteDifference",
     "FirstOrder",
-    "Fisher",
     "Gate",
-    "GateQuadratic",
-    "GaussNewtonBartlett",
     "Hutchinson",
     "Pairs",
     "RaGrad",
     "Reliability",
-    "Removal",
     "Repa",
-    "RowQuadratic",
     "__version__",
     "audit",
     "correct_",
     "pair_parameters",
-    "sampled_cross_entropy",
 ]
+
+_MOVED_TO_RESEARCH = (
+    "Fisher",
+    "GateQuadratic",
+    "GaussNewtonBartlett",
+    "Removal",
+    "RowQuadratic",
+    "sampled_cross_entropy",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED_TO_RESEARCH:
+        from .estimators import research
+
+        warnings.warn(
+            f"ragrad_ext.{name} will be removed in the next version; import it from "
+            "ragrad_ext.estimators.research",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(research, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -97,7 +97,7 @@ class Repa:
         self._to(bucket.device)
         sums = backend.observe_(bucket, self._weights_to_read(), self._history())
         if self.kind != "sensitivity":
-            self.effect = self.effectiveness.scores(bucket, sums)
+            self.effect = self.effectiveness.effect(bucket, sums)
         r, conflicts = backend.rate_and_correct_(
             bucket,
             sums,

@@ -17,7 +17,6 @@ from .correct import check_options, correct_
 from .estimators.choice import Choice
 from .estimators.effectiveness import Closure, Effectiveness
 from .estimators.gate.forward_watch import ForwardWatch
-from .estimators.gate.gate import Gate
 from .pairs.pairing import Pairs, pair_parameters
 from .repa import HistoryKind, Kind, Repa, Scope
 from .rows.conflicts import Conflicts
@@ -128,10 +127,11 @@ class RaGrad:
                 "attached: optimizer.step() corrects by itself, and a second correction would "
                 "count this step twice; drop this call, or detach()"
             )
-        if self._untraced():
+        if self._needs_trace():
             raise RuntimeError(
-                "Gate has seen no loss to trace: call ragrad.backward(loss) in place of "
-                "loss.backward(), or let attach(optimizer) do everything"
+                f"{type(self.repa.effectiveness).__name__} has seen no loss to trace: call "
+                "ragrad.backward(loss) in place of loss.backward(), or let attach(optimizer) do "
+                "everything"
             )
         return self._correct_()
 
@@ -156,8 +156,8 @@ class RaGrad:
                 f"this optimizer holds none of the {len(mine)} paired weights; attach to the one "
                 "that steps the backbones"
             )
-        if gate := self._untraced():
-            self._watch = ForwardWatch(gate.trace)
+        if self._needs_trace():
+            self._watch = ForwardWatch(self.repa.effectiveness.trace)
         self._attached = optimizer.register_step_pre_hook(self._before_step)
         return self
 
@@ -173,7 +173,7 @@ class RaGrad:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
-            if self._untraced():
+            if self._needs_trace():
                 warnings.warn(
                     "no module call was seen to trace for Gate; all rows keep -g.theta, which is "
                     "noise behind a BatchNorm. ragrad.backward(loss) traces any kind of model",
@@ -186,12 +186,9 @@ class RaGrad:
             )
         self._correct_()
 
-    def _untraced(self) -> Gate | None:
-        """The gate, while it still lacks the graph of a forward."""
-        gate = self.repa.effectiveness
-        if isinstance(gate, Gate) and gate.gains is None and self.repa.kind != "sensitivity":
-            return gate
-        return None
+    def _needs_trace(self) -> bool:
+        """Whether the estimator is used, and has not yet seen the graph of a forward."""
+        return self.repa.kind != "sensitivity" and self.repa.effectiveness.needs_trace
 
     def _correct_(self) -> Conflicts:
         grads_rgb, grads_ir = ([p.grad for p in side] for side in (self.pairs.rgb, self.pairs.ir))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ragrad_ext.audit import counterfactual
 
 from .lib.networks import TwoStream, loss_of
+from .lib.tolerances import LOSS_DIFFERENCE
 
 
 def test_eq1_by_hand() -> None:
@@ -23,7 +24,7 @@ def test_eq1_by_hand() -> None:
     assert out.ir[0].tolist() == [49.0 - 36, 25.0 - 36]
 
 
-def test_everything_comes_back_bit_for_bit() -> None:
+def test_everything_is_restored_bit_for_bit() -> None:
     model = TwoStream(dropout=0.4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -34,7 +35,7 @@ def test_everything_comes_back_bit_for_bit() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert [len(e) for e in out.rgb] == [6, 8]
-    assert all(e.abs().max() > 1e-4 for e in (*out.rgb, *out.ir))
+    assert all(e.abs().max() > 100 * LOSS_DIFFERENCE for e in (*out.rgb, *out.ir))
 
 
 def test_the_same_dropout_in_every_forward() -> None:
@@ -49,7 +50,7 @@ def test_the_same_dropout_in_every_forward() -> None:
     assert (out.rgb[0] != 0).sum() >= 6
 
 
-def test_weights_come_back_after_an_exception() -> None:
+def test_weights_are_restored_after_an_exception() -> None:
     rgb, ir = torch.ones(2, 2), torch.ones(2, 2)
     calls = []
 
@@ -84,7 +85,7 @@ def test_chosen_rows() -> None:
     assert flat[rows].tolist() == [0.0, -3.0, -3.0]
 
 
-def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     counterfactual(lambda: torch.zeros(()), [torch.ones(2, 1)], [torch.ones(2, 1)])
     assert "removing channels" in capsys.readouterr().err

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ragrad_ext import FirstOrder, Fisher, Gate, Hutchinson, RaGrad, Reliability, correct_
+from ragrad_ext import FirstOrder, Gate, Hutchinson, RaGrad, Reliability, correct_
 from ragrad_ext.estimators.effectiveness import Effectiveness
+from ragrad_ext.estimators.research import Fisher
 
 from .lib import cases
 from .lib.networks import TwoStream, loss_of

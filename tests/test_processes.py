@@ -18,21 +18,24 @@ from torch.nn.parallel import DistributedDataParallel
 from ragrad_ext import (
     Effectiveness,
     FiniteDifference,
-    Fisher,
     Gate,
-    GateQuadratic,
-    GaussNewtonBartlett,
     Hutchinson,
     RaGrad,
     Reliability,
+    correct_,
+)
+from ragrad_ext.estimators import Refreshed, Schedule
+from ragrad_ext.estimators.research import (
+    Fisher,
+    GateQuadratic,
+    GaussNewtonBartlett,
     Removal,
     RowQuadratic,
-    correct_,
     sampled_cross_entropy,
 )
-from ragrad_ext.estimators.refresh import Refreshed
 
-from .lib.networks import TwoStream, batch
+from .lib.networks import TwoStream, assert_near, batch
+from .lib.tolerances import FLOAT64_SUM, REPLICAS
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +61,7 @@ class Starving(Hutchinson):
 
 
 def in_two_processes(of_each: Callable[[], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What ``of_each`` returned in each of two processes that can talk to each other."""
+    """The results of ``of_each`` in each of two processes of one group."""
     mp.spawn(_process, (of_each, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
@@ -76,7 +79,9 @@ def own_half(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return rgb[half], ir[half], label[half]
 
 
-def score(model: nn.Module, streams: TwoStream, estimator: Effectiveness, *of: Tensor) -> Tensor:
+def effect_of(
+    model: nn.Module, streams: TwoStream, estimator: Effectiveness, *of: Tensor
+) -> Tensor:
     """E of one step on the images and labels ``of``."""
     ragrad = RaGrad(streams.rgb, streams.ir, effectiveness=estimator)
     rgb, ir, label = of
@@ -90,23 +95,23 @@ def score(model: nn.Module, streams: TwoStream, estimator: Effectiveness, *of: T
     return ragrad.repa.effect
 
 
-def scores_of_hooks() -> dict[str, Any]:
+def effects_by_hooks() -> dict[str, Any]:
     found = {}
     for name, grouped in (("group", True), ("none", False)):
         model = TwoStream("group")
         gate = Gate(group=dist.group.WORLD if grouped else None)
-        found[name] = score(DistributedDataParallel(model), model, gate, *own_half())
+        found[name] = effect_of(DistributedDataParallel(model), model, gate, *own_half())
         found[f"{name}, hooks refused"] = torch.tensor(gate.refuses_hooks() is not None)
     return found
 
 
-def test_two_replicas_score_as_one_process_on_the_whole_batch(tmp_path: Path) -> None:
-    one, two = in_two_processes(scores_of_hooks, tmp_path)
+def test_two_replicas_measure_what_one_process_does_on_the_whole_batch(tmp_path: Path) -> None:
+    one, two = in_two_processes(effects_by_hooks, tmp_path)
     for name in ("group", "none"):
         assert torch.equal(one[name], two[name])
         model = TwoStream("group")
-        whole = score(model, model, Gate(hooks=name == "group"), *batch())
-        assert torch.allclose(one[name], whole, rtol=1e-3, atol=1e-6)
+        whole = effect_of(model, model, Gate(hooks=name == "group"), *batch())
+        assert_near(one[name], whole, REPLICAS)
         assert bool(one[f"{name}, hooks refused"]) == (name == "none")
 
 
@@ -162,7 +167,7 @@ def micro(step: int, model: DistributedDataParallel, ragrad: RaGrad, name: str) 
                 ragrad.backward(loss(), closure=closure)
 
 
-def test_replicas_stay_bit_for_bit_alike_in_training(tmp_path: Path) -> None:
+def test_replicas_stay_equal_bit_for_bit_in_training(tmp_path: Path) -> None:
     one, two = in_two_processes(trained, tmp_path)
     assert set(one) == {*ALONE, *MEASURING, "out of memory"}
     for name in one:
@@ -171,23 +176,22 @@ def test_replicas_stay_bit_for_bit_alike_in_training(tmp_path: Path) -> None:
         assert one[name]["corrected"] == two[name]["corrected"] > 0, name
     lack = one.pop("out of memory"), two.pop("out of memory")
     assert [side["skipped"] for side in lack] == [0, 1]
-    assert all((side["measured"] == 1).all() for side in lack)  # the refresh is lost to both
+    assert all((side["measured"] == 1).all() for side in lack)  # both lose the refresh
     assert all((one[name]["measured"] == 2).all() for name in MEASURING)
 
 
 def measured_alone_and_together() -> dict[str, Any]:
     """q of one refresh, of this process and of both, by the same draws; and their seed."""
-    own_seed = Hutchinson(group=dist.group.WORLD).own_seed
+    own_seed = Schedule(group=dist.group.WORLD).own_seed
     found: dict[Any, Any] = {"seed": own_seed}
     for name in ("FiniteDifference", "Removal"):
         for how in ("alone", "together"):
             group = dist.group.WORLD if how == "together" else _own_group()
-            estimator = MEASURING[name](group=group)
-            if how == "alone":
-                estimator.seed = own_seed
+            seed = own_seed if how == "alone" else 0
+            estimator = MEASURING[name](group=group, seed=seed)
             model = TwoStream("none")
-            score(model, model, estimator, *own_half())
-            found[name, how] = estimator.q
+            effect_of(model, model, estimator, *own_half())
+            found[name, how] = estimator.held
     return found
 
 
@@ -203,7 +207,7 @@ def test_what_is_kept_is_the_mean_of_what_the_processes_measured(tmp_path: Path)
     assert one["seed"] == 0 != two["seed"]  # two processes, twice the probes
     for name in ("FiniteDifference", "Removal"):
         mean = (one[name, "alone"] + two[name, "alone"]) / 2
-        assert torch.allclose(one[name, "together"], mean, rtol=1e-9, atol=0), name
+        torch.testing.assert_close(one[name, "together"], mean, rtol=FLOAT64_SUM, atol=0)
         assert not torch.equal(one[name, "alone"], two[name, "alone"]), name
 
 
@@ -241,7 +245,7 @@ def refused() -> dict[str, Any]:
         model = TwoStream()
         before = torch.cat([p.detach().clone().flatten() for p in model.parameters()])
         try:
-            score(model, model, make(), *own_half())
+            effect_of(model, model, make(), *own_half())
         except RuntimeError as error:
             errors[name] = str(error)
         assert torch.equal(before, torch.cat([p.flatten() for p in model.parameters()]))
@@ -249,7 +253,7 @@ def refused() -> dict[str, Any]:
     return errors
 
 
-def test_measuring_for_oneself_alone_is_an_error_before_the_first_backward(tmp_path: Path) -> None:
+def test_measuring_without_a_group_is_an_error_before_the_first_backward(tmp_path: Path) -> None:
     for errors in in_two_processes(refused, tmp_path):
         assert set(errors) == set(MEASURING)
         for name, make in MEASURING.items():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ragrad_ext import FirstOrder, Fisher, Gate, Hutchinson, Repa, correct_
+from ragrad_ext import FirstOrder, Gate, Hutchinson, Repa, correct_
 from ragrad_ext.backends.rating import normalise
+from ragrad_ext.estimators.research import Fisher
 
 from .lib import cases
 

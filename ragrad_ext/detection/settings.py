@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from ragrad_ext import FiniteDifference, Fisher, Gate, Hutchinson
+from ragrad_ext import FiniteDifference, Gate, Hutchinson
+from ragrad_ext.estimators.research import Fisher
 from ragrad_ext.repa import Kind, Scope
 
 Method = Literal["none", "ragrad"]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from .effectiveness import Effectiveness
-from .gate.gate import Gate
-from .taylor.taylor import Hutchinson
+from .gate import Gate
+from .taylor import Hutchinson
 
 Choice = Literal["auto", "paper"]
 
@@ -15,14 +15,14 @@ _MAKE: dict[Choice, Callable[[], Effectiveness]] = {"auto": Gate, "paper": Hutch
 
 
 def estimator(choice: Effectiveness | Choice) -> Effectiveness:
-    """A fresh estimator of that name; an estimator is given back as it is.
+    """A new estimator of that name. An estimator is returned as it is.
 
-    - ``"auto"``: what was measured to order channels best for its price (docs/effectiveness.md).
-      That is `Gate` for every network tried. It needs no second derivative, no closure and no
-      memory, and finds in the graph of the first step what each row allows: the gain of a norm,
-      a hook, or the row's own output. ``summary()`` says in one line what came out.
-    - ``"paper"``: Eq. 2 by `Hutchinson`. An operator without a second derivative is an error
-      at the first loss, before any step.
+    - ``"auto"``: the one that was measured to order channels best for its price
+      (docs/effectiveness.md): `Gate`, for every network tried. It needs no second derivative, no
+      closure and no memory. In the graph of the first step it finds what each row allows: the gain
+      of a norm, a hook, or the row's own output. ``summary()`` says in one line what it found.
+    - ``"paper"``: Eq. 2 by `Hutchinson`. An operator without a second derivative is an error at the
+      first loss, before any step.
 
     Raises:
         ValueError, TypeError: neither an estimator nor one of these names.

@@ -1,10 +1,4 @@
-"""Effectiveness, Eq. 1: what the loss would lose without a channel. The interface of estimators.
-
-First order is `FirstOrder` or, behind a normalisation, `Gate` (gate.py). Second order is measured
-on some steps and held between (refresh.py): Eq. 2 by `Hutchinson`, `FiniteDifference` or `Fisher`,
-whole rows by `RowQuadratic` (taylor.py), gates by `GateQuadratic`, Gauss-Newton's diagonal by
-`GaussNewtonBartlett`. `Removal` is Eq. 1 itself.
-"""
+"""Effectiveness, Eq. 1: what the loss would lose without a channel. The interface of estimators."""
 
 from __future__ import annotations
 
@@ -21,14 +15,25 @@ Closure = Callable[[], Tensor]
 
 
 class Effectiveness:
-    """An estimator of Eq. 1. Here, and unless overridden, first order: ``E = -sum_j g_j theta_j``.
+    """An estimator of Eq. 1. The default is first order: ``E = -sum_j g_j theta_j``.
 
-    One optimizer step calls ``before_backward`` and ``after_backward`` once per micro-batch, then
-    ``check_ready``, then ``scores``.
+    `Repa` calls ``bind`` once. In each optimizer step it calls ``before_backward`` and
+    ``after_backward`` once per micro-batch, then ``check_ready``, then ``effect``. A subclass
+    overrides only what it needs; docs/adding_an_estimator.md shows one.
+
+    Attributes:
+        needs_trace: whether ``trace`` must see the graph of a forward before the first step.
     """
 
+    @property
+    def needs_trace(self) -> bool:
+        return False
+
+    def trace(self, *outputs: Tensor) -> None:
+        """Learn from the autograd graph of ``outputs``, which must not be freed yet."""
+
     def bind(self, twins: Twins) -> None:
-        """Learn the paired weights; called once, by `Repa`."""
+        """Learn the paired weights."""
         self.twins = twins
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
@@ -36,25 +41,32 @@ class Effectiveness:
 
         Args:
             loss: the scalar whose ``backward()`` comes next, without a loss scale.
-            closure: computes the same loss anew, for estimators that ask for it.
+            closure: computes the same loss again, for estimators that ask for it.
         """
 
     def after_backward(self, closure: Closure | None = None) -> None:
-        """The same micro-batch once its graph is gone, so that another forward finds the memory."""
+        """See the same micro-batch after its graph is freed, when a forward finds memory again."""
 
     def check_ready(self) -> None:
-        """Raise RuntimeError if this step lacks something that ``scores`` will need."""
+        """Raise RuntimeError if this step lacks something that ``effect`` will need."""
 
     def reads_weight(self, m: int, l: int) -> bool:
-        """Whether ``sums.dot`` of pair l, modality m, is used at all."""
+        """Whether ``effect`` uses ``sums.dot`` of pair l, modality m (0: rgb, 1: ir)."""
         return True
 
-    def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
-        """E of this step, (2, rows) float64; rows that are not finite count as unknown."""
+    def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
+        """E of this step, (2, rows) float64, in units of the loss.
+
+        A row that is not finite counts as unknown.
+
+        Args:
+            bucket: the gradients of this step, as rows.
+            sums: what the backend summed; ``sums.dot`` is ``sum_j g_j theta_j``, (2, rows).
+        """
         return -sums.dot
 
     def summary(self) -> str:
-        """In one line, where E comes from."""
+        """One line that says where E comes from."""
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,4 +78,4 @@ class Effectiveness:
 
 
 class FirstOrder(Effectiveness):
-    """``E = -sum_j g_j theta_j``: free, and without meaning behind a BatchNorm, where it is 0."""
+    """``E = -sum_j g_j theta_j``: free. Before a BatchNorm it is 0 and says nothing."""

@@ -1,4 +1,4 @@
-"""Notice that a model uses its paired weights in another way than before."""
+"""Notice that a model uses its paired weights differently than before."""
 
 from __future__ import annotations
 
@@ -11,25 +11,44 @@ from ..rows.twins import Twins
 from .gate.graph import Node, Users, consumers
 
 Surroundings: TypeAlias = tuple[tuple[str, ...], ...]
-REACH = 4  # a weight's gradient node, a cast, the convolution, the normalisation behind it
+REACH = 4  # operators after a weight: its gradient node, a cast, the convolution, the norm
+
+
+class GraphChange:
+    """Compares the operators around the paired weights with those of the last loss that it saw.
+
+    Values measured before a BatchNorm was frozen, say, have no meaning after it.
+    """
+
+    def __init__(self, twins: Twins) -> None:
+        self.twins = twins
+        self.last: Surroundings | None = None
+
+    def seen(self, loss: Tensor) -> bool:
+        """Whether the graph of ``loss`` differs. A loss without paired weights never does."""
+        now = surroundings(loss, self.twins)
+        if now is None:
+            return False
+        before, self.last = self.last, now
+        return before not in (None, now)
 
 
 def surroundings(loss: Tensor, twins: Twins) -> Surroundings | None:
-    """The operators within reach above each paired weight, by name; None if none is in the graph.
+    """The names of the operators that follow each weight; None if no weight is in the graph.
 
-    Names and how often they occur, no numbers: neither the size of a batch nor anything further
-    up, such as the images and regions of a detector, changes them. A normalisation that changes
-    between the statistics of the batch and fixed ones counts as another operator.
+    Only names and how often they occur. So a change of the batch size, or of what is further away
+    (the images and regions of a detector), does not count. A norm that changes between the
+    statistics of the batch and fixed ones counts as another operator.
     """
     users = consumers([loss])
     leaves = {id(node.variable): node for node in users if hasattr(node, "variable")}
     weights = [w for side in twins.weights for w in side]
     if not any(id(w) in leaves for w in weights):
         return None
-    return tuple(_above(leaves.get(id(w)), users) for w in weights)
+    return tuple(_following(leaves.get(id(w)), users) for w in weights)
 
 
-def _above(leaf: Node | None, users: Users) -> tuple[str, ...]:
+def _following(leaf: Node | None, users: Users) -> tuple[str, ...]:
     names: Counter[str] = Counter()
     level = [] if leaf is None else [leaf]
     for _ in range(REACH):

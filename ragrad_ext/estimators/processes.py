@@ -1,8 +1,8 @@
 """Estimators where several processes train replicas of one model (DistributedDataParallel).
 
-``.grad`` is the mean over the processes by the time it is corrected, so that all of them correct
-alike. What an estimator measures by itself is of its own process's part of the batch, and has to
-be averaged likewise, or the replicas drift apart.
+When ``.grad`` is corrected it is already the mean over the processes, so all of them correct alike.
+What an estimator measures by itself belongs to its own process's part of the batch. It must be
+averaged too, or the replicas drift apart.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def several() -> bool:
 
 
 def rank(group: dist.ProcessGroup | None) -> int:
-    """The number of this process within ``group``; 0 without one."""
+    """The number of this process within ``group``; 0 without a group."""
     return 0 if group is None else dist.get_rank(group)
 
 
 def mean_over(group: dist.ProcessGroup, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The mean of each tensor over the processes of ``group``: one all-reduce for all of them."""
+    """The mean of each tensor over the processes of ``group``, by one all-reduce."""
     flat = torch.cat([t.flatten() for t in tensors])
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)

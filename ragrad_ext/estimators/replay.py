@@ -1,4 +1,4 @@
-"""Run the model once more without leaving a trace."""
+"""Run the model again without leaving a trace."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 def same_randomness(device: torch.device) -> AbstractContextManager[None]:
-    """Put torch's random state (CPU and ``device``) back at the end of a ``with`` block."""
+    """Restore torch's random state (CPU and ``device``) at the end of a ``with`` block."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Put back, bit for bit, what forward passes inside change besides their results.
+    """Restore, bit for bit, what forward passes in this block change.
 
     That is torch's random state (CPU and ``device``) and the buffers of every module that runs,
-    such as BatchNorm's running statistics. Each use starts from the same random state, so two
-    in a row see the same dropout.
+    such as BatchNorm's running statistics. Two uses in a row start from the same random state, so
+    they see the same dropout.
 
-    The modules are learned from a process-wide forward hook that lives as long as this block.
+    A process-wide forward hook finds the modules; it exists only inside this block.
     """
     before: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
 

@@ -1,7 +1,6 @@
-"""Finders: the matches that two modules, two lists, or rules for one model suggest.
+"""The matches that two modules, two lists, or rules for one model suggest.
 
-`by_name`, `by_position` and `by_rule` answer with a `Found`. Whether a match holds is settled in
-`pairing.py`.
+`by_name`, `by_position` and `by_rule` return a `Found`. pairing.py decides which matches hold.
 """
 
 from __future__ import annotations
@@ -11,30 +10,53 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
-from .parameter_names import Scope, Side, Text, closest, parameters_of, unwrap, unwrapped
+from .parameter_names import NameFilter, Side, Text, closest, parameters_of, unwrap, unwrapped
 
 Rule: TypeAlias = tuple[str, str] | tuple[int, int] | tuple[Sequence[int], Sequence[int]]
 Match: TypeAlias = tuple[Side, Side]
 
-NO_TWIN = "no twin of that name"
 
+class Lonely(NamedTuple):
+    """A parameter without a twin.
 
-class LeftOut(NamedTuple):
-    """Something that is not paired: its names (None for a missing twin), and why."""
+    Attributes:
+        names: (rgb, ir), None for the missing twin.
+        wanted: the name that the twin would have.
+    """
 
     names: tuple[str | None, str | None]
-    reason: str
-    detail: str = ""
+    wanted: str
+
+
+class Swap(NamedTuple):
+    """A rule, read as an exchange of text in names.
+
+    Attributes:
+        rgb, ir: the two texts.
+        numbered: whether they are numbers of layers, which count only where a name begins.
+    """
+
+    rgb: str
+    ir: str
+    numbered: bool
 
 
 class Found(NamedTuple):
-    """What a finder saw and what it suggests."""
+    """What a finder saw, and what it suggests.
 
-    known: list[Side]  # every parameter in sight
+    Attributes:
+        known: every parameter that it saw.
+        matches: the pairs that it suggests.
+        lonely: parameters without a twin.
+        unused: rules that fit no name.
+        pool: the names among which missing twins were searched.
+    """
+
+    known: list[Side]
     matches: list[Match]
-    lonely: list[LeftOut]  # parameters without a twin; the detail is the name it would have
-    unused: list[LeftOut]  # rules that fit no name
-    pool: list[str]  # where missing twins were looked for
+    lonely: list[Lonely]
+    unused: list[Swap]
+    pool: list[str]
 
 
 def by_name(rgb: nn.Module, ir: nn.Module) -> Found:
@@ -43,15 +65,18 @@ def by_name(rgb: nn.Module, ir: nn.Module) -> Found:
         raise ValueError("rgb and ir are the same module: there is nothing to correct between them")
     left, right = parameters_of(rgb), parameters_of(ir)
     matches = [(left[name], right[name]) for name in left if name in right]
-    lonely = [LeftOut((name, None), NO_TWIN, name) for name in left if name not in right]
-    lonely += [LeftOut((None, name), NO_TWIN, name) for name in right if name not in left]
+    lonely = [Lonely((name, None), name) for name in left if name not in right]
+    lonely += [Lonely((None, name), name) for name in right if name not in left]
     return Found([*left.values(), *right.values()], matches, lonely, [], [*right])
 
 
 def by_position(rgb: list[Any], ir: list[Any], model: nn.Module | None) -> Found:
     """Equal places in two lists of Parameters, or of names in `model`."""
     if len(rgb) != len(ir):
-        raise ValueError(f"lists pair by position, but rgb has {len(rgb)} entries, ir {len(ir)}")
+        raise ValueError(
+            f"lists pair by position, but rgb has {len(rgb)} entries, ir {len(ir)}; pass two lists "
+            "of equal length"
+        )
     sides = {} if model is None else parameters_of(model)
     owners = {id(side.parameter): side for side in reversed(sides.values())}
 
@@ -78,10 +103,12 @@ def by_position(rgb: list[Any], ir: list[Any], model: nn.Module | None) -> Found
     return Found(known, matches, [], [], [])
 
 
-def swaps(
-    rules: Iterable[Any], prefixes: Iterable[str], names: Iterable[str]
-) -> Iterator[tuple[str, str, bool]]:
-    """Read the rules as exchanges of text: (rgb, ir, whether only where a name begins)."""
+def swaps(rules: Iterable[Any], prefixes: Iterable[str], names: Iterable[str]) -> Iterator[Swap]:
+    """Read the rules as exchanges of text.
+
+    Raises:
+        TypeError, ValueError: a rule that is malformed.
+    """
     for rule in rules:
         # Not any sequence: (range(2), range(2, 4)) would read as the layers (0, 1) and (2, 3).
         if not isinstance(rule, tuple | list) or len(rule) != 2:
@@ -90,7 +117,7 @@ def swaps(
             rgb, ir = (unwrapped(token, names) or token for token in rule)
             if not rgb or not ir or rgb == ir:
                 raise ValueError(f"rule {rule!r} needs two different tokens, neither empty")
-            yield rgb, ir, False
+            yield Swap(rgb, ir, numbered=False)
             continue
         left, right = ([*side] if isinstance(side, Iterable) else [side] for side in rule)
         if not all(isinstance(number, int) for number in left + right):
@@ -100,12 +127,14 @@ def swaps(
         for i, j in zip(left, right, strict=True):
             if i == j:
                 raise ValueError(f"rule {rule!r} makes layer {i} its own twin")
-            yield from ((f"{prefix}{i}.", f"{prefix}{j}.", True) for prefix in prefixes)
+            yield from (
+                Swap(f"{prefix}{i}.", f"{prefix}{j}.", numbered=True) for prefix in prefixes
+            )
 
 
-def exchanged(name: str, old: str, new: str, leading: bool) -> list[str]:
-    """The names that `name` may become when one or every `old` in it turns `new`."""
-    if leading:
+def exchanged(name: str, old: str, new: str, *, numbered: bool) -> list[str]:
+    """The names that `name` may become if one or every `old` in it is replaced by `new`."""
+    if numbered:
         return [new + name.removeprefix(old)] if name.startswith(old) else []
     parts = name.split(old)
     cuts = range(1, len(parts))
@@ -119,20 +148,23 @@ def by_rule(model: nn.Module, rules: Iterable[Rule], within: Text) -> Found:
     twins: dict[str, dict[str, None]] = {name: {} for name in sides}  # sets that keep their order
     expected: dict[tuple[str | None, str | None], str] = {}  # one that fits a rule -> its twin
     unused = []
-    for rgb, ir, leading in swaps(rules, Scope(within, None, sides).prefixes, sides):
-        forth = {name: names for name in sides if (names := exchanged(name, rgb, ir, leading))}
-        back = {name: names for name in sides if (names := exchanged(name, ir, rgb, leading))}
+    for swap in swaps(rules, NameFilter(within, None, sides).prefixes, sides):
+        rgb, ir, numbered = swap
+        forth = {
+            name: names for name in sides if (names := exchanged(name, rgb, ir, numbered=numbered))
+        }
+        back = {
+            name: names for name in sides if (names := exchanged(name, ir, rgb, numbered=numbered))
+        }
         for name, names in forth.items():
             twins[name] |= {twin: None for twin in names if twin in sides}
         expected |= {(name, None): names[0] for name, names in forth.items()}
         expected |= {(None, name): names[0] for name, names in back.items()}
         if not forth and not back:
-            unused.append(LeftOut((rgb, ir), "rule fits no name", rgb))
+            unused.append(swap)
     matches = [(sides[name], sides[twin]) for name in sides for twin in twins[name]]
     paired = {side.name for match in matches for side in match}
     lonely = [
-        LeftOut(names, NO_TWIN, twin)
-        for names, twin in expected.items()
-        if not paired.intersection(names)
+        Lonely(names, twin) for names, twin in expected.items() if not paired.intersection(names)
     ]
     return Found([*sides.values()], matches, lonely, unused, [*sides])

@@ -1,7 +1,7 @@
 """Which RGB parameter is the twin of which infrared parameter: `pair_parameters`.
 
-A finder (see `finders.py`) lists the matches that two modules, two lists or a set of rules
-suggest; `judged` says what speaks against each; the rest is bound in a `Pairs`.
+A finder (finders.py) lists the matches that two modules, two lists or a set of rules suggest.
+`judged` says why a match does not hold; the others become `Pairs`.
 """
 
 from __future__ import annotations
@@ -10,29 +10,49 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .finders import Found, LeftOut, Match, Rule, by_name, by_position, by_rule
-from .parameter_names import Scope, Side, Text, Why, closest
+from .finders import Found, Match, Rule, by_name, by_position, by_rule
+from .parameter_names import NameFilter, Side, Text, Why, closest
 
-Stream: TypeAlias = nn.Module | Iterable[nn.Parameter] | Iterable[str]
+Source: TypeAlias = nn.Module | Iterable[nn.Parameter] | Iterable[str]
+
+
+class LeftOut(NamedTuple):
+    """Something that is not paired.
+
+    Attributes:
+        names: (rgb, ir), None for a missing twin; of a rule that fits no name, its two texts.
+        reason: why, the same for all of a kind.
+        detail: what was found, for people to read.
+    """
+
+    names: tuple[str | None, str | None]
+    reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """The paired parameters, in the order of the RGB stream, and what was left out.
 
-    It holds the Parameter objects themselves and leaves nothing on the model, which may be copied,
-    pickled, cast or converted to SyncBatchNorm; a copy of a model needs pairs of its own.
+    It holds the Parameter objects themselves and stores nothing on the model. The model may be
+    copied, pickled, cast or converted to SyncBatchNorm. A copy of a model needs its own pairs.
+
+    Attributes:
+        rgb, ir: the parameters, L each.
+        names: (rgb, ir) as in the model, without a wrapper's leading `module.`.
+        channel_axes: the axis of the output channels: 0, or 1 in a transposed convolution.
+        left_out: what is not paired, and why.
     """
 
     rgb: list[nn.Parameter] = field(repr=False)
     ir: list[nn.Parameter] = field(repr=False)
-    names: list[tuple[str, str]]  # as in the model, less a wrapper's leading `module.`
-    channel_axes: list[int]  # of the output channels: 0, or 1 in a transposed convolution
+    names: list[tuple[str, str]]
+    channel_axes: list[int]
     left_out: list[LeftOut]
 
     def __len__(self) -> int:
@@ -47,8 +67,8 @@ class Pairs:
 
 
 def pair_parameters(
-    rgb: Stream,
-    ir: Stream | None = None,
+    rgb: Source,
+    ir: Source | None = None,
     *,
     rules: Iterable[Rule] | None = None,
     model: nn.Module | None = None,
@@ -58,8 +78,8 @@ def pair_parameters(
 ) -> Pairs:
     """Find the twins, and report what has none.
 
-    Two modules pair by equal names inside them; two lists, of Parameters or of names in `model`,
-    by position; one model pairs with itself by `rules`::
+    Two modules pair by equal names inside them. Two lists, of Parameters or of names in `model`,
+    pair by position. One model pairs with itself by `rules`::
 
         pair_parameters(model.rgb_backbone, model.ir_backbone)
         pair_parameters(model, rules=[("vis_", "lwir_"), ("bnvis", "bnlwir")], exclude="proj_")
@@ -73,7 +93,7 @@ def pair_parameters(
       that `within` names (of the model itself without `within`), paired one by one.
 
     `model` gives two lists their names and channel axes (axis 0 without it). `within` names the
-    submodules that both twins must lie in. `exclude` holds patterns (`*` and `?` are wildcards):
+    submodules that both twins must be in. `exclude` holds patterns (`*` and `?` are wildcards):
     a name in which one occurs is left out. For two modules both mean the names inside them. A
     leading `module.` (DataParallel, DDP) or `_orig_mod.` (torch.compile) never matters.
 
@@ -82,9 +102,11 @@ def pair_parameters(
     axis; frozen on either side (pair again after unfreezing); no twin; several possible twins; a
     tensor that has two names or that the streams share.
 
-    Raises ValueError when nothing pairs, for an unknown name, lists of unequal length or with the
-    same tensor on both sides, a `within` or `exclude` that fits no name, and lazy modules that
-    have not run; TypeError for arguments of none of the three forms.
+    Raises:
+        ValueError: nothing pairs; an unknown name; lists of unequal length, or with the same tensor
+            on both sides; a `within` or `exclude` that fits no name; a lazy module before its
+            first forward.
+        TypeError: arguments of none of the three forms.
     """
     if rules is not None and isinstance(rgb, nn.Module) and ir is model is None:
         found = by_rule(rgb, rules, within)
@@ -97,31 +119,39 @@ def pair_parameters(
             "pass two modules, or two lists of Parameters or of names in model=, or one model with "
             f"rules=; got {type(rgb).__name__} and {type(ir).__name__}"
         )
-    scope = Scope(within, exclude, [side.name for side in found.known])
-    pairs = Pairs([], [], [], [], [*found.unused])
-    pairs.left_out.extend(record for record in found.lonely if not scope.objection(*record.names))
-    for (one, two), why in judged(found, scope, min_ndim):
-        if why:
-            pairs.left_out.append(LeftOut((one.name, two.name), *why))
-            continue
-        pairs.rgb.append(one.parameter)
-        pairs.ir.append(two.parameter)
-        pairs.names.append((one.name, two.name))
-        pairs.channel_axes.append(one.axis)
+    kept = NameFilter(within, exclude, [side.name for side in found.known])
+    left_out = [LeftOut((rule.rgb, rule.ir), "rule fits no name") for rule in found.unused]
+    for names, wanted in found.lonely:
+        if not kept.objection(*names):
+            detail = "" if wanted in names else f"looked for {wanted}"
+            left_out.append(LeftOut(names, "no twin of that name", detail))
+    held: list[Match] = []
+    for match, why in judged(found, kept, min_ndim):
+        if why is None:
+            held.append(match)
+        else:
+            left_out.append(LeftOut((match[0].name, match[1].name), *why))
+    pairs = Pairs(
+        rgb=[one.parameter for one, _ in held],
+        ir=[two.parameter for _, two in held],
+        names=[(one.name, two.name) for one, two in held],
+        channel_axes=[one.axis for one, _ in held],
+        left_out=left_out,
+    )
     if not pairs:
         raise ValueError("\n".join(["nothing to pair", table(pairs), *hints(found)]))
     return pairs
 
 
-def judged(found: Found, scope: Scope, min_ndim: int) -> Iterator[tuple[Match, Why | None]]:
-    """Every match with what speaks against it."""
+def judged(found: Found, kept: NameFilter, min_ndim: int) -> Iterator[tuple[Match, Why | None]]:
+    """Every match with the reason why it does not hold; None if it does."""
     aliases: dict[int, dict[str, None]] = defaultdict(dict)
     for side in found.known:
-        if not scope.excluding(side.name):
+        if not kept.excluding(side.name):
             aliases[id(side.parameter)][side.name] = None
     partners: dict[int, list[str]] = defaultdict(list)
     for one, two in found.matches:
-        if not scope.objection(one.name, two.name):
+        if not kept.objection(one.name, two.name):
             partners[id(one.parameter)].append(two.name)
             partners[id(two.parameter)].append(one.name)
 
@@ -136,12 +166,12 @@ def judged(found: Found, scope: Scope, min_ndim: int) -> Iterator[tuple[Match, W
         return None
 
     for one, two in found.matches:
-        why = scope.objection(one.name, two.name) or conflict(one, two)
+        why = kept.objection(one.name, two.name) or conflict(one, two)
         yield (one, two), why or mismatch(one, two, min_ndim)
 
 
 def mismatch(one: Side, two: Side, min_ndim: int) -> Why | None:
-    """Why the two tensors themselves are no pair."""
+    """Why the two tensors themselves are not a pair."""
     for side in (one, two):
         if isinstance(side.parameter, UninitializedParameter):
             raise ValueError(f"{side.name} is a lazy parameter: run the model once, then pair")
@@ -175,7 +205,7 @@ def table(pairs: Pairs, limit: int | None = 5) -> str:
 def entry(names: tuple[str | None, str | None], detail: str) -> str:
     rgb, ir = names
     label = f"rgb {rgb}" if ir is None else f"ir {ir}" if rgb is None else f"{rgb} | {ir}"
-    note = f"  ({detail})" if detail and detail not in names else ""
+    note = f"  ({detail})" if detail else ""
     return f"    {rgb if rgb == ir else label}{note}"
 
 
@@ -184,10 +214,11 @@ def size(parameter: nn.Parameter) -> str:
 
 
 def hints(found: Found) -> Iterator[str]:
-    """Where the twins that were looked for might be."""
-    wanted = dict.fromkeys(record.detail for record in found.unused + found.lonely)
-    for text in [text for text in wanted if text not in found.pool][:3]:
-        yield f"looked for {text}{closest(text, found.pool)}"
+    """Where the twins might be that were not found."""
+    wanted = [rule.rgb for rule in found.unused] + [lonely.wanted for lonely in found.lonely]
+    missing = [name for name in dict.fromkeys(wanted) if name not in found.pool]
+    for name in missing[:3]:
+        yield f"looked for {name}{closest(name, found.pool)}"
     numbered = {m[1] for side in found.known if (m := re.match(r"(.+?)\.\d+\.", side.name))}
-    if numbered and any(re.fullmatch(r"\d+\.", record.detail) for record in found.unused):
-        yield f"numbered layers lie within {', '.join(map(repr, sorted(numbered)))}"
+    if numbered and any(rule.numbered for rule in found.unused):
+        yield f"numbered layers are within {', '.join(map(repr, sorted(numbered)))}; pass within="

@@ -1,4 +1,4 @@
-"""The names of a model's parameters: what they stand for, and which of them are meant."""
+"""The names of a model's parameters, and which of them the user means."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Side(NamedTuple):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside its wrappers, which hold nothing but one child of a wrapper's name."""
+    """The model inside its wrappers, which hold only one child, under a wrapper's name."""
     children = list(model.named_children())
     bare = next(model.parameters(recurse=False), None) is None
     if bare and len(children) == 1 and children[0][0] in WRAPPERS:
@@ -47,7 +47,7 @@ def parameters_of(model: nn.Module) -> dict[str, Side]:
     """Every parameter under every name that it has; a shared tensor has several."""
     model, sides = unwrap(model), {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        # A parametrised weight lies in a ParametrizationList inside the layer that it belongs to.
+        # A parametrised weight is in a ParametrizationList inside the layer that it belongs to.
         layer = model.get_submodule(re.split(r"(?:^|\.)parametrizations\.", prefix)[0])
         axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -61,8 +61,12 @@ def listed(text: Text) -> list[str]:
     return [text] if isinstance(text, str) else list(text or ())
 
 
-class Scope:
-    """Which of a model's names `within` and `exclude` let through."""
+class NameFilter:
+    """Which of a model's names `within` and `exclude` keep.
+
+    Raises:
+        ValueError: a `within` or `exclude` that fits no name.
+    """
 
     def __init__(self, within: Text, exclude: Text, names: Collection[str]) -> None:
         modules = [f"{module.rstrip('.')}.".lstrip(".") for module in listed(within) or [""]]
@@ -92,7 +96,7 @@ class Scope:
 
 
 def closest(text: str, names: Collection[str]) -> str:
-    """A half-sentence: the names, or parts of names, most like `text`; else the first names."""
+    """End of a sentence: the names, or parts of names, most like `text`; else the first names."""
     parts = dict.fromkeys(part for name in names for part in (name, *name.split(".")))
     near = difflib.get_close_matches(text, parts)
     return f"; closest: {', '.join(near)}" if near else f"; names here: {', '.join([*names][:3])}"

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragrad_ext import Effectiveness, Removal, audit
+from ragrad_ext import Effectiveness, audit
 from ragrad_ext.backends import RowSums
+from ragrad_ext.estimators.research import Removal
 from ragrad_ext.rows.bucket import Bucket
 
 pytest.importorskip("torchvision")

@@ -1,4 +1,4 @@
-"""Estimators by name, and the line that says what came out."""
+"""Estimators by name, and the line that the logger says about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ragrad_ext import FirstOrder, Gate, Hutchinson, RaGrad, Repa
 from ..lib.networks import TwoStream, loss_of
 
 
-def test_names() -> None:
+def test_estimators_by_name() -> None:
     weights = [nn.Parameter(torch.randn(4, 3))]
     others = [nn.Parameter(torch.randn(4, 3))]
     for name, kind in (("auto", Gate), ("paper", Hutchinson)):
@@ -58,14 +58,16 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
         ("group", "effectiveness by Gate: 28 rows by hooks around a GroupNorm or LayerNorm"),
     ],
 )
-def test_one_line_once(norm: str, line: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_logger_says_one_line_once(
+    norm: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "ragrad_ext")
     model = TwoStream(norm)
     steps(model, RaGrad(model.rgb, model.ir), 3)
     assert said(caplog) == [line]
 
 
-def test_the_line_names_rows_that_got_no_gate(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_logged_line_names_rows_without_a_gate(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ragrad_ext")
     model = TwoStream()
     model.rgb[1].weight.requires_grad_(False)  # type: ignore[union-attr]
@@ -76,7 +78,7 @@ def test_the_line_names_rows_that_got_no_gate(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_without_effectiveness_there_is_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_effectiveness_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ragrad_ext")
     model = TwoStream()
     steps(model, RaGrad(model.rgb, model.ir, reliability="sensitivity"))
@@ -97,7 +99,7 @@ class Once(torch.autograd.Function):
         return 2 * g * ctx.saved_tensors[0]
 
 
-def test_a_missing_double_backward_shows_at_the_first_loss_and_auto_does_without() -> None:
+def test_a_missing_double_backward_is_an_error_at_the_first_loss_but_not_for_auto() -> None:
     model = TwoStream()
     before = [p.detach().clone() for p in model.parameters()]
     paper = RaGrad(model.rgb, model.ir, effectiveness="paper")

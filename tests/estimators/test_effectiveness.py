@@ -1,4 +1,4 @@
-"""The estimators of Eq. 1: by hand, against the exact Hessian, and without a trace."""
+"""The estimators of Eq. 1: by hand, from step to step, and without a trace."""
 
 from __future__ import annotations
 
@@ -13,35 +13,20 @@ from ragrad_ext import (
     Effectiveness,
     FiniteDifference,
     FirstOrder,
-    Fisher,
     Gate,
-    GateQuadratic,
     Hutchinson,
     RaGrad,
-    Removal,
     Repa,
-    RowQuadratic,
     correct_,
 )
-from ragrad_ext.backends import BACKENDS, RowSums
-from ragrad_ext.rows.bucket import Buckets
+from ragrad_ext.estimators.research import Fisher, GateQuadratic, Removal, RowQuadratic
 
-from ..lib.networks import TwoStream, loss_of
+from ..lib.networks import TwoStream, loss_of, step, watched
 from ..lib.tolerances import FINITE_DIFFERENCE
 
 
-def scores(estimator: Effectiveness, rgb: list[Tensor], ir: list[Tensor]) -> Tensor:
-    """E for weights that carry gradients in ``.grad``, (2, rows)."""
-    twins = estimator.twins
-    grads = [[w.grad for w in side] for side in (rgb, ir)]
-    bucket = Buckets(twins.layout, twins.channel_axes).bucket(grads[0], grads[1], twins.device)
-    with torch.no_grad():
-        sums: RowSums = BACKENDS[-1].observe_(bucket, twins.weights, None)
-        return estimator.scores(bucket, sums)
-
-
 class TestByHand:
-    """L = 1/2 sum a theta^2: diagonal Hessian a, so that Eq. 2 is Eq. 1, whatever the probe."""
+    """L = 1/2 sum a theta^2 has the diagonal Hessian a, so Eq. 2 is Eq. 1 for any probe."""
 
     def setup_method(self) -> None:
         self.theta = nn.Parameter(torch.tensor([[1.0, 2.0], [0.5, -1.0]]))
@@ -53,39 +38,42 @@ class TestByHand:
     def loss(self) -> Tensor:
         return 0.5 * (self.a * (self.theta.square() + self.other.square())).sum()
 
-    def estimate(self, estimator: Effectiveness, closure: bool = False) -> list:
-        sides = [self.theta], [self.other]
-        repa = Repa(*sides, effectiveness=estimator)
+    def effect(self, estimator: Effectiveness, *, closure: bool = False) -> list:
+        repa = Repa([self.theta], [self.other], effectiveness=estimator)
         loss = self.loss()
         repa.before_backward(loss, self.loss if closure else None)
         loss.backward()
         repa.after_backward(self.loss if closure else None)
-        return scores(estimator, *sides).tolist()
+        correct_([self.theta.grad], [self.other.grad], repa)
+        assert repa.effect is not None
+        return repa.effect.tolist()
 
     def test_hutchinson_is_exact_here(self) -> None:
-        found = self.estimate(Hutchinson())
-        assert found == [pytest.approx(row) for row in self.eq1]
+        assert self.effect(Hutchinson()) == [pytest.approx(row) for row in self.eq1]
 
-    def test_finite_difference_is_exact_here_but_for_rounding(self) -> None:
-        found = self.estimate(FiniteDifference(), closure=True)
+    def test_finite_difference_is_exact_here_up_to_rounding(self) -> None:
+        found = self.effect(FiniteDifference(), closure=True)
         assert found == [pytest.approx(row, rel=FINITE_DIFFERENCE) for row in self.eq1]
 
     def test_first_order_has_twice_the_slope(self) -> None:
         # -g theta = -a theta^2
-        assert self.estimate(FirstOrder()) == [[2 * x for x in row] for row in self.eq1]
+        assert self.effect(FirstOrder()) == [[2 * x for x in row] for row in self.eq1]
+
+    def test_a_gate_without_norm_and_activation_is_first_order(self) -> None:
+        assert self.effect(Gate()) == [[2 * x for x in row] for row in self.eq1]
 
     def test_an_untraced_gate_is_first_order(self) -> None:
-        estimator = Gate()
-        Repa([self.theta], [self.other], effectiveness=estimator)
+        repa = Repa([self.theta], [self.other], effectiveness=Gate())
         self.loss().backward()
-        expected = [[2 * x for x in row] for row in self.eq1]
-        assert scores(estimator, [self.theta], [self.other]).tolist() == expected
+        correct_([self.theta.grad], [self.other.grad], repa)
+        assert repa.effect is not None
+        assert repa.effect.tolist() == [[2 * x for x in row] for row in self.eq1]
 
     def test_fisher(self) -> None:
         # row 0 of rgb: g = a theta = (3, -2); -g theta + 1/2 sum g^2 theta^2
         #             = -(3 - 4) + (9 * 1 + 4 * 4) / 2 = 13.5
         # row 1: g = (1, -4): -(0.5 + 4) + (1 * 0.25 + 16 * 1) / 2 = 3.625
-        assert self.estimate(Fisher())[0] == [13.5, 3.625]
+        assert self.effect(Fisher())[0] == [13.5, 3.625]
 
 
 def refreshing() -> list[Callable[[], Effectiveness]]:
@@ -102,9 +90,7 @@ def refreshing() -> list[Callable[[], Effectiveness]]:
 
 
 @pytest.mark.parametrize("make", refreshing())
-def test_a_refresh_leaves_the_step_as_it_would_have_been(
-    make: Callable[[], Effectiveness],
-) -> None:
+def test_a_refresh_does_not_change_the_step(make: Callable[[], Effectiveness]) -> None:
     """Gradients, BatchNorm statistics, dropout and random state: bit for bit."""
 
     def steps(ragrad: RaGrad | None, model: TwoStream) -> None:
@@ -120,20 +106,18 @@ def test_a_refresh_leaves_the_step_as_it_would_have_been(
                 sides = ragrad.pairs.rgb, ragrad.pairs.ir
                 correct_(*([p.grad.clone() for p in side] for side in sides), ragrad.repa)
 
-    plain, watched = TwoStream(dropout=0.3), TwoStream(dropout=0.3)
+    plain, model = TwoStream(dropout=0.3), TwoStream(dropout=0.3)
     steps(None, plain)
     state = torch.get_rng_state()
-    steps(RaGrad(watched.rgb, watched.ir, effectiveness=make()), watched)
+    steps(RaGrad(model.rgb, model.ir, effectiveness=make()), model)
     assert torch.equal(torch.get_rng_state(), state)
-    for (name, a), (_, b) in zip(
-        plain.state_dict().items(), watched.state_dict().items(), strict=True
-    ):
+    for (name, a), b in zip(plain.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    for (name, p), (_, w) in zip(plain.named_parameters(), watched.named_parameters(), strict=True):
+    for (name, p), w in zip(plain.named_parameters(), model.parameters(), strict=True):
         assert p.grad is not None, name
         assert w.grad is not None, name
         assert torch.equal(p.grad, w.grad), name
-    assert all(not m._forward_pre_hooks for m in watched.modules())
+    assert all(not m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -178,40 +162,31 @@ def test_a_resumed_training_continues_bit_for_bit(make: Callable[[], Effectivene
 
 
 def test_curvature_sums_over_micro_batches_as_the_gradient_does() -> None:
-    model = TwoStream("group")
-    estimator = Hutchinson(probes=4, every=1)
-    ragrad = RaGrad(model.rgb, model.ir, effectiveness=estimator)
-    singles = []
-    for t in (0, 1):
-        ragrad.backward(loss_of(model, t))
-        assert estimator._pending is not None
-        singles.append(estimator._pending.clone())
-    ragrad.correct_()
-    assert torch.equal(estimator.q, singles[1])  # the running sum is what was taken
-    assert not torch.equal(singles[0], singles[1])
-    assert estimator._pending is None
+    both, alone = Hutchinson(probes=4, every=1), Hutchinson(probes=4, every=1)
+    model, ragrad = watched(both, norm="group")
+    step(ragrad, model, 0, 1)
+    model, ragrad = watched(alone, norm="group")
+    parts = []
+    for t in (0, 1):  # the second step draws what the second micro-batch drew
+        step(ragrad, model, t)
+        parts.append(alone.held)
+    assert torch.equal(both.held, parts[0] + parts[1])
+    assert not torch.equal(*parts)
 
 
-def test_between_refreshes_q_is_held_then_averaged() -> None:
-    model = TwoStream("group")
-    estimator = Hutchinson(every=3, average=0.75)
-    ragrad = RaGrad(model.rgb, model.ir, effectiveness=estimator)
-    history = []
-    for t in range(4):
-        model.zero_grad()
-        ragrad.backward(loss_of(model, t))
-        if t == 3:
-            assert estimator._pending is not None
-            new = estimator._pending.clone()
-        else:
-            assert (estimator._pending is None) == (t > 0)
-        ragrad.correct_()
-        history.append(estimator.q.clone())
+def test_q_is_held_between_refreshes_then_averaged() -> None:
+    averaged, latest = Hutchinson(every=3, average=0.75), Hutchinson(every=3)
+    history, new = [], []
+    for estimator, found in ((averaged, history), (latest, new)):
+        model, ragrad = watched(estimator, norm="group")
+        for t in range(4):
+            step(ragrad, model, t)
+            found.append(estimator.held.clone())
     assert torch.equal(history[0], history[1])
     assert torch.equal(history[1], history[2])
     # As Adam's moments: weights 0.25 and 0.75 * 0.25 of the newer and the older, over their sum
     share = 0.25 / (1 - 0.75**2)
-    torch.testing.assert_close(history[3], (1 - share) * history[2] + share * new)
+    torch.testing.assert_close(history[3], (1 - share) * new[0] + share * new[3])
 
 
 def test_non_finite_curvature_is_dropped_and_counted() -> None:
@@ -227,8 +202,8 @@ def test_non_finite_curvature_is_dropped_and_counted() -> None:
     assert all(g is not None and g.isfinite().all() for side in grads for g in side)
     correct_(*grads, repa)
     assert int(estimator.dropped) == 1
-    assert estimator.q[0].tolist()[0] == 0.0
-    assert estimator.q.isfinite().all()
+    assert estimator.held[0].tolist()[0] == 0.0
+    assert estimator.held.isfinite().all()
     assert repa.reliability is not None
     assert repa.reliability.values.isfinite().all()
 
@@ -238,11 +213,11 @@ def test_fisher_keeps_q_of_a_pair_that_is_skipped() -> None:
     estimator = Fisher(every=1)
     repa = Repa([one, one.clone()], [two, two.clone()], effectiveness=estimator)
     correct_([one.clone(), one.clone()], [one.clone(), one.clone()], repa)
-    before = estimator.q.clone()
+    before = estimator.held.clone()
     assert before[0].tolist() == [1.0, 1.0, 1.0, 1.0]  # 1/2 (1 + 1)
     correct_([3 * one, None], [3 * one, one.clone()], repa)
-    assert torch.equal(estimator.q[:, :2], 9 * before[:, :2])
-    assert torch.equal(estimator.q[:, 2:], before[:, 2:])
+    assert torch.equal(estimator.held[:, :2], 9 * before[:, :2])
+    assert torch.equal(estimator.held[:, 2:], before[:, 2:])
 
 
 def test_out_of_memory_is_not_called_a_missing_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,24 +247,24 @@ class NoSecond(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * g
 
 
-def test_no_double_backward_names_the_ways_out_and_finite_differences_are_one() -> None:
+def test_without_double_backward_an_error_names_finite_differences_and_they_work() -> None:
     weight, twin = (nn.Parameter(torch.tensor([[1.0, 2.0]])) for _ in range(2))
 
     def loss() -> Tensor:
         return NoSecond.apply(weight + twin).square().sum() / 48
 
-    repa = Repa([weight], [twin], effectiveness=Hutchinson())
     with pytest.raises(
         RuntimeError, match=r"second derivative of every operator.*FiniteDifference"
     ):
-        repa.before_backward(loss())
+        Repa([weight], [twin], effectiveness=Hutchinson()).before_backward(loss())
     estimator = FiniteDifference()
-    Repa([weight], [twin], effectiveness=estimator).after_backward(loss)
-    assert estimator._pending is not None
+    ragrad = RaGrad([weight], [twin], effectiveness=estimator)
+    ragrad.backward(loss(), closure=loss)
+    ragrad.correct_()
     # Per weight L = (w + t)^4 / 48, h = (w + t)^2 / 4 = theta^2, the same between twins: z * Hz
     # is h (1 +- 1), and q = 1/2 sum h theta^2 (1 +- 1) has terms 0 or theta^4 = 1, 16
-    total = float(estimator._pending[0])
-    assert min(abs(total - t) for t in (0, 1, 16, 17)) < 17 * FINITE_DIFFERENCE
+    q = float(estimator.held[0])
+    assert min(abs(q - exact) for exact in (0, 1, 16, 17)) < 17 * FINITE_DIFFERENCE
 
 
 def test_missing_inputs_are_named() -> None:
@@ -303,7 +278,7 @@ def test_missing_inputs_are_named() -> None:
         ragrad.correct_()
     assert all(torch.equal(a, p.grad) for a, p in zip(before, ragrad.pairs.rgb, strict=True))  # type: ignore[arg-type]
     ragrad = RaGrad(model.rgb, model.ir, effectiveness=FiniteDifference())
-    with pytest.raises(RuntimeError, match=r"closure=lambda.*Gate, FirstOrder, Fisher and Hutch"):
+    with pytest.raises(RuntimeError, match=r"closure=lambda.*Gate, FirstOrder and Hutchinson need"):
         ragrad.backward(loss_of(model))
 
 
@@ -319,3 +294,39 @@ def test_missing_inputs_are_named() -> None:
 def test_bad_options_are_named(make: Callable[[], Effectiveness], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_an_option_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match="'evry'"):
+        Hutchinson(evry=10)
+
+
+class Traced(FirstOrder):
+    """Asks for the graph of a forward, and counts how often it gets one."""
+
+    traced = 0
+
+    @property
+    def needs_trace(self) -> bool:
+        return self.traced == 0
+
+    def trace(self, *outputs: Tensor) -> None:
+        assert all(t.grad_fn is not None for t in outputs)
+        self.traced += 1
+
+
+def test_any_estimator_may_ask_for_a_trace() -> None:
+    estimator = Traced()
+    model, ragrad = watched(estimator)
+    loss_of(model).backward()
+    with pytest.raises(
+        RuntimeError, match=r"Traced has seen no loss to trace: call\s+ragrad.backw"
+    ):
+        ragrad.correct_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ragrad.attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+    assert estimator.traced == 1  # only the first step is watched

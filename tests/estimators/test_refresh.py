@@ -1,9 +1,10 @@
-"""When an estimator measures, what it keeps, and what a refresh that goes wrong leaves behind."""
+"""When an estimator measures, what it keeps, and what remains after a refresh that fails."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,33 +14,35 @@ from ragrad_ext import (
     Effectiveness,
     FiniteDifference,
     FirstOrder,
-    Fisher,
     Gate,
-    GateQuadratic,
-    GaussNewtonBartlett,
     Hutchinson,
     RaGrad,
+    correct_,
+)
+from ragrad_ext.estimators import Refreshed
+from ragrad_ext.estimators.research import (
+    Fisher,
+    GateQuadratic,
+    GaussNewtonBartlett,
     Removal,
     RowQuadratic,
-    correct_,
     sampled_cross_entropy,
 )
-from ragrad_ext.estimators.refresh import Refreshed
 
 from ..lib.networks import TwoStream, batch, loss_of, step, watched
 
 
 class Told(Refreshed):
-    """Measures what it is told, and remembers which pairs it was asked for."""
+    """Measures the values that it is given, and records which pairs it was asked for."""
 
-    def __init__(self, *values: float, **options: float) -> None:
-        super().__init__(**options)  # type: ignore[arg-type]
+    def __init__(self, *values: float, **schedule: float) -> None:
+        super().__init__(**schedule)
         self.values = iter(values)
         self.asked: list[list[int]] = []
 
     def from_graph(self, loss: Tensor, closure: object) -> Tensor:
         self.asked.append(list(self.layers))
-        return torch.full_like(self.q, next(self.values))
+        return torch.full_like(self.held, next(self.values))
 
 
 def test_an_average_is_the_weighted_mean_of_the_refreshes_so_far() -> None:
@@ -49,7 +52,7 @@ def test_an_average_is_the_weighted_mean_of_the_refreshes_so_far() -> None:
     found = []
     for t in range(3):
         step(ragrad, model, t)
-        found.append(told.q[0, 0].item())
+        found.append(told.held[0, 0].item())
     assert found == pytest.approx([7, 7 / 3 + 20 / 3, 1 + 20 / 7 + 8])
 
 
@@ -58,8 +61,8 @@ def test_a_dropped_value_does_not_count_in_the_average() -> None:
     model, ragrad = watched(told)
     for t in range(4):
         step(ragrad, model, t)
-    assert told.q[0, 0].item() == pytest.approx(7 / 3 + 20 / 3)
-    assert int(told.dropped) == 2 * told.q.numel()
+    assert told.held[0, 0].item() == pytest.approx(7 / 3 + 20 / 3)
+    assert int(told.dropped) == 2 * told.held.numel()
 
 
 def test_a_spread_refresh_measures_pairs_in_turn() -> None:
@@ -88,53 +91,46 @@ def test_a_spread_refresh_measures_pairs_in_turn() -> None:
         lambda spread: Fisher(every=4, spread=spread),
     ],
 )
-def test_a_part_moves_its_own_weights_only(make: Callable[[int], Refreshed]) -> None:
+def test_a_part_of_a_refresh_changes_its_own_rows_only(make: Callable[[int], Refreshed]) -> None:
     """More parts than pairs: those without any measure nothing, and every row gets its value."""
     estimator = make(3)
     model, ragrad = watched(estimator, norm="group", activation=nn.Tanh)
     slices = ragrad.repa.layout.slices()
     changed = []
     for t in range(4):
-        before = estimator.q.clone()
+        before = estimator.held.clone()
         step(ragrad, model, 0)
-        changed.append([bool((estimator.q != before)[:, rows].any()) for rows in slices])
-        assert estimator._pending is None
+        changed.append([bool((estimator.held != before)[:, rows].any()) for rows in slices])
         assert estimator.step == t + 1
     assert changed == [[True, False], [False, True], [False, False], [False, False]]
     assert estimator.whole
 
 
-def no_memory(*args: object, **kwargs: object) -> None:
-    torch.empty(2**60)  # the allocator's own complaint
+def no_memory(*args: object, **kwargs: object) -> Tensor:
+    return torch.empty(2**60)  # raises the allocator's own error
 
 
-@pytest.mark.parametrize("complaint", [no_memory, torch.OutOfMemoryError("no memory left")])
+def out_of_memory(*args: object, **kwargs: object) -> Tensor:
+    raise torch.OutOfMemoryError("no memory left")
+
+
+@pytest.mark.parametrize("fail", [no_memory, out_of_memory])
 @pytest.mark.parametrize("failing", [1, 2])
 def test_out_of_memory_skips_the_refresh_and_leaves_the_step(
-    complaint: object, failing: int
+    fail: Callable[[], Tensor], failing: int
 ) -> None:
     """In either micro-batch of a step: its gradient, the weights and q are as without a refresh."""
-    calls = 0
-
-    def loss_without_memory(t: int) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if 2 < calls < 6 and calls > 2 * failing:  # the second step, from its first or second part
-            if isinstance(complaint, Exception):
-                raise complaint
-            no_memory()
-        return loss_of(model, t)
-
     estimator = FiniteDifference(every=1)
     model, ragrad = watched(estimator)
     plain = TwoStream()
     before = {k: v.clone() for k, v in model.state_dict().items()}
 
-    def both(*micro_batches: int) -> None:
+    def one_step(*micro_batches: int, failing: int | None = None) -> None:
         model.zero_grad()
         plain.zero_grad()
         for t in micro_batches:
-            ragrad.backward(loss_of(model, t), closure=lambda t=t: loss_without_memory(t))  # type: ignore[misc]
+            closure = fail if t == failing else partial(loss_of, model, t)
+            ragrad.backward(loss_of(model, t), closure=closure)
             loss_of(plain, t).backward()
         for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
             assert a.grad is not None
@@ -142,27 +138,25 @@ def test_out_of_memory_skips_the_refresh_and_leaves_the_step(
             assert torch.equal(a.grad, b.grad), name
         ragrad.correct_()
 
-    both(0)
-    held = estimator.q.clone()
+    one_step(0)
+    held = estimator.held.clone()
     with pytest.warns(UserWarning, match="ran out of memory and skips this refresh"):
-        both(1, 2)
+        one_step(1, 2, failing=failing)
     assert estimator.skipped == 1
-    assert torch.equal(estimator.q, held)
+    assert torch.equal(estimator.held, held)
     assert ragrad.repa.effect is not None
     assert ragrad.repa.effect.isfinite().all()
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
-    calls = 2  # and once more, now silently
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        both(1, 2)
+        warnings.simplefilter("error")  # the second time is silent
+        one_step(1, 2, failing=failing)
         assert estimator.skipped == 2
-        calls = 100
-        both(3)
-    assert not torch.equal(estimator.q, held)
+        one_step(3)
+    assert not torch.equal(estimator.held, held)
 
 
-def test_other_errors_of_a_closure_are_the_users_to_see() -> None:
+def test_other_errors_of_a_closure_reach_the_user() -> None:
     model, ragrad = watched(FiniteDifference())
 
     def broken() -> Tensor:
@@ -177,18 +171,18 @@ def test_a_model_that_changes_is_noticed_at_the_next_refresh() -> None:
     model, ragrad = watched(told)
     for _ in range(3):
         step(ragrad, model, 0)
-    assert told.q[0, 0].item() == pytest.approx((0.9 * 1 + 2) / 1.9)
+    assert told.held[0, 0].item() == pytest.approx((0.9 * 1 + 2) / 1.9)
     step(ragrad, model, 0)
     model.rgb[1].eval()  # statistics of the batch before, fixed ones from now on
     with pytest.warns(UserWarning, match="the model has changed since Told last measured"):
         step(ragrad, model, 0)
-    assert told.q[0, 0].item() == 3.0  # nothing of what was measured before
+    assert told.held[0, 0].item() == 3.0  # nothing of what was measured before
     step(ragrad, model, 0)
     step(ragrad, model, 0)
-    assert told.q[0, 0].item() == pytest.approx((0.9 * 3 + 4) / 1.9)
+    assert told.held[0, 0].item() == pytest.approx((0.9 * 3 + 4) / 1.9)
 
 
-def test_a_changed_model_is_first_order_until_all_parts_are_measured_anew() -> None:
+def test_a_changed_model_is_first_order_until_all_parts_are_measured_again() -> None:
     told = Told(1.0, 2.0, 3.0, 4.0, every=2, spread=2)
     model, ragrad = watched(told)
     step(ragrad, model, 0)
@@ -216,7 +210,7 @@ def test_another_batch_size_or_a_teacher_is_no_change() -> None:
             ragrad.correct_()
 
 
-def test_a_part_of_the_batch_is_what_the_closure_makes_it() -> None:
+def test_a_closure_over_half_of_the_batch_measures_that_half() -> None:
     """A mean over half of the images: q is that half's, not half of it."""
     rgb, ir, label = batch(0, 8)
 
@@ -230,18 +224,18 @@ def test_a_part_of_the_batch_is_what_the_closure_makes_it() -> None:
         ragrad = RaGrad(model.rgb, model.ir, effectiveness=estimator)
         ragrad.backward(loss(whole), closure=lambda n=part: loss(n))  # type: ignore[misc]
         ragrad.correct_()
-        q.append(estimator.q)
+        q.append(estimator.held)
     assert torch.equal(*q)
 
 
-def test_every_seed_and_every_refresh_has_probes_of_its_own() -> None:
+def test_every_seed_and_every_refresh_draws_other_probes() -> None:
     signs = []
     for seed in (0, 1, 2**40):
         estimator = Hutchinson(every=1, seed=seed)
         model, ragrad = watched(estimator, norm="group")
         for t in (0, 0):
             step(ragrad, model, t)
-            signs.append(estimator.q)
+            signs.append(estimator.held)
     assert not any(torch.equal(a, b) for i, a in enumerate(signs) for b in signs[:i])
 
 
@@ -263,7 +257,7 @@ EVERY_KIND: list[Callable[[], Refreshed]] = [
 @pytest.mark.parametrize("make", EVERY_KIND)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.filterwarnings("ignore:.*closure draws random numbers")
-def test_training_with_refreshes_but_no_correction_is_training(
+def test_refreshes_alone_do_not_change_a_training(
     make: Callable[[], Refreshed], dropout: float
 ) -> None:
     """Weights, BatchNorm statistics, the optimizer's moments and the random state: bit for bit."""
@@ -311,9 +305,11 @@ def test_training_with_refreshes_but_no_correction_is_training(
         Removal,
     ],
 )
-def test_without_a_closure_one_is_told_what_remains(make: Callable[[], Effectiveness]) -> None:
+def test_without_a_closure_the_error_names_other_estimators(
+    make: Callable[[], Effectiveness],
+) -> None:
     model, ragrad = watched(make())
-    match = r"ragrad.backward\(loss, closure=.*that remain are Gate, FirstOrder, Fisher and\s+Hutch"
+    match = r"ragrad.backward\(loss, closure=.*Gate,\s+FirstOrder and Hutchinson need no closure"
     with pytest.raises(RuntimeError, match=match):
         ragrad.backward(loss_of(model))
 

@@ -1,4 +1,4 @@
-"""Streams of a layer, a norm and an activation, whose gates need hooks; and removal by hand."""
+"""Streams of a layer, a norm and an activation whose gates need hooks, and removal by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def same(x: Tensor) -> Tensor:
 
 
 class Stream(nn.Module):
-    """A layer, a norm and an activation; each may do more than its name says."""
+    """A layer, then a norm, then an activation; each may do more than its name says."""
 
     def __init__(self, layer: nn.Module, norm: Part = same, activation: Part = same) -> None:
         super().__init__()
@@ -78,6 +78,8 @@ def last(norm: nn.Module) -> Part:
 
 @dataclass
 class Case:
+    """A stream, the kind of place where its gate is, and the channel axes of output and weight."""
+
     make: Callable[[], Stream]
     kind: str
     axis: int = 1
@@ -90,7 +92,7 @@ def conv(**more: bool | int) -> nn.Module:
 
 
 def loud(layer: nn.Module) -> nn.Module:
-    """With outputs so large that their variance swallows a norm's eps."""
+    """With outputs so large that a norm's eps does not count."""
     nn.init.normal_(layer.weight, std=1e4)
     return layer
 
@@ -174,14 +176,15 @@ CASES = {
 
 
 def pair(case: Case) -> tuple[RaGrad, Gate, Stream, Stream]:
+    """Two streams of a case, and RaGrad on them."""
     torch.manual_seed(0)
     a, b = case.make(), case.make()
     gate = Gate()
     return RaGrad(a, b, effectiveness=gate), gate, a, b
 
 
-def loss_behind(streams: tuple[Stream, ...], x: Tensor) -> Tensor:
-    """A loss that sees every element differently and bends."""
+def loss_of_sum(streams: tuple[Stream, ...], x: Tensor) -> Tensor:
+    """A loss of their sum with another weight for every element, and curvature."""
     out = sum(stream(x) for stream in streams)
     assert isinstance(out, Tensor)
     g = torch.Generator().manual_seed(3)
@@ -193,18 +196,18 @@ def loss_behind(streams: tuple[Stream, ...], x: Tensor) -> Tensor:
 def reference(case: Case, loss: Tensor, stream: Stream) -> Tensor:
     """``sum (t' - t) dL/dt``, every row really removed from the output of the layer."""
     dn, da = torch.autograd.grad(loss, [stream.n, stream.a], retain_graph=True)
-    effects = []
+    rows = []
     for i in range(8):
         with torch.no_grad():
             n, a = stream.removed(i, case.axis)
             through_norm, through_activation = (n - stream.n) * dn, (a - stream.a) * da
             if case.kind == "activation":
-                effects.append(through_activation.sum())
+                rows.append(through_activation.sum())
             else:  # the row's own channel up to the activation, the others up to the norm
                 own = through_norm.select(1 if n.dim() > 3 else case.axis, i)
                 own_a = through_activation.select(1 if n.dim() > 3 else case.axis, i)
-                effects.append(through_norm.sum() - own.sum() + own_a.sum())
-    return torch.stack(effects).double()
+                rows.append(through_norm.sum() - own.sum() + own_a.sum())
+    return torch.stack(rows).double()
 
 
 GROUP, FROZEN, NO_GAIN = (
@@ -214,6 +217,7 @@ KINDS = pytest.mark.parametrize("case", [GROUP, FROZEN, NO_GAIN], ids=lambda cas
 
 
 def effect(ragrad: RaGrad) -> Tensor:
+    """E of the step that ends here, (2, rows)."""
     ragrad.correct_()
     assert ragrad.repa.effect is not None
     return ragrad.repa.effect

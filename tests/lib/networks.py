@@ -54,7 +54,7 @@ def loss_of(model: nn.Module, seed: int = 0) -> Tensor:
 
 
 def step(ragrad: RaGrad, model: nn.Module, *micro_batches: int) -> Tensor:
-    """One step without the optimizer's: E, (2, rows)."""
+    """E of one step, (2, rows); the weights do not move."""
     model.zero_grad()
     for t in micro_batches:
         ragrad.backward(loss_of(model, t), closure=lambda t=t: loss_of(model, t))  # type: ignore[misc]
@@ -64,5 +64,14 @@ def step(ragrad: RaGrad, model: nn.Module, *micro_batches: int) -> Tensor:
 
 
 def watched(estimator: Effectiveness, **options: object) -> tuple[TwoStream, RaGrad]:
+    """A new network, and RaGrad on its streams with this estimator."""
     model = TwoStream(**options)  # type: ignore[arg-type]
     return model, RaGrad(model.rgb, model.ir, effectiveness=estimator)
+
+
+def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
+    """The largest error is at most this share of the largest value, which is not 0."""
+    assert found.shape == expected.shape
+    largest = expected.abs().max()
+    assert largest > 0
+    assert (found - expected).abs().max() <= share * largest

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ragrad_ext.pairs.pairing import Pairs
+from ragrad_ext import Pairs
 
 # Two streams with a fusion between them, and a gate outside, all named by one token.
 FUSED = [
@@ -31,7 +31,7 @@ def block() -> Any:
 
 
 def tree(**children: nn.Module) -> Any:
-    """A model that only holds things, by attribute name."""
+    """A model that only holds modules, by attribute name."""
     model = nn.Module()
     for name, child in children.items():
         model.add_module(name, child)

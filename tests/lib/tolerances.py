@@ -23,3 +23,40 @@ MARGIN = 4 * 2**-23
 # A central difference over float32 gradients at steps of 1e-2 to 1e-1 of the weights: rounding
 # 2^-24 / s, and truncation s^2 of a fourth derivative (none for a quadratic loss).
 FINITE_DIFFERENCE = 2e-3
+
+# E of Eq. 1, as a share of the largest E. Float32 sums over activations, taken in another order,
+# differ by 1e-6; next to a norm with a large mean or spread, where they cancel, by up to 2e-5.
+EFFECT = 1e-4
+EFFECT_PLAIN = 1e-5  # where nothing cancels
+
+# E as a difference of two float32 losses of about 1, summed in another order: a few ulps of the
+# loss, 2^-23, in units of the loss.
+LOSS_DIFFERENCE = 1e-6
+
+# E of two replicas against one process, as a share of the largest E: each half of the batch has a
+# mean and a loss of its own, rounded to float32.
+REPLICAS = 1e-4
+
+# Sums of the same float64 values in another order.
+FLOAT64_SUM = 1e-9
+
+# q of one-sided differences, as a share of the largest q: float32 gradients differ by 2^-24, over a
+# step of a tenth of the weights.
+ONE_SIDED = 1e-5
+
+# One difference in bfloat16: the moved weights round to 2^-9 of themselves, at a step of a tenth.
+ONE_STEP_BFLOAT16 = 0.03
+
+# How far float32 weights really moved, read back as a difference of two of them: 2^-24 over a step
+# of a hundredth.
+MOVED = 1e-4
+
+# Rank-free agreement (Pearson) of E under bfloat16 autocast with E in float32: 8 bits of
+# significand in every activation.
+AUTOCAST_CORRELATION = 0.99
+
+# Random probes. 20 means of 256 draws exceed 4.5 standard errors with p < 2e-4 (two-sided); the
+# standard error of 4 means falls by 4 from 4 draws to 64, itself known to 10 % or more.
+PROBE_STANDARD_ERRORS = 4.5
+PROBE_CONVERGENCE = 0.35
+LABEL_STANDARD_ERRORS = 5  # of 3 shares of 20,000 drawn labels

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ragrad_ext.pairs.finders import LeftOut
-from ragrad_ext.pairs.pairing import pair_parameters
+from ragrad_ext import pair_parameters
+from ragrad_ext.pairs import LeftOut
 
 from ..lib.pairing_models import FUSED, assert_bound, block, conv, model_of, reasons, tree
 
@@ -37,7 +37,7 @@ LAYOUTS = {
         ["layer1.0.weight", "layer1_ir.0.weight"],
         [("layer1.", "layer1_ir.")],
     ),
-    "the token stands twice, always replaced": (
+    "the token occurs twice, always replaced": (
         ["rgb_backbone.rgb_conv.weight", "ir_backbone.ir_conv.weight"],
         [("rgb_", "ir_")],
     ),
@@ -148,7 +148,7 @@ def test_a_sequential_itself_needs_no_within() -> None:
     assert pairs.names == [("0.weight", "2.weight")]
 
 
-def test_layers_without_parameters_are_no_obstacle() -> None:
+def test_layers_without_parameters_may_be_numbered() -> None:
     model = nn.Sequential(conv(), nn.Upsample(), conv(), nn.Upsample())
     pairs = pair_parameters(model, rules=[(range(0, 2), range(2, 4))])
     assert pairs.names == [("0.weight", "2.weight")]
@@ -158,7 +158,7 @@ def test_layers_without_parameters_are_no_obstacle() -> None:
 def test_tokens_and_numbers_together() -> None:
     model = tree(model=nn.Sequential(conv(), conv()), stem_vis=conv(), stem_lwir=conv())
     pairs = pair_parameters(model, rules=[("vis", "lwir"), (0, 1)], within=["model", "stem_vis"])
-    assert pairs.names == [("model.0.weight", "model.1.weight")]  # stem_lwir lies outside
+    assert pairs.names == [("model.0.weight", "model.1.weight")]  # stem_lwir is outside
     within = ["model", "stem_vis", "stem_lwir"]
     assert len(pair_parameters(model, rules=[("vis", "lwir"), (0, 1)], within=within)) == 2
 
@@ -187,7 +187,7 @@ def test_within_may_name_the_wrapper_itself() -> None:
     assert len(pair_parameters(model, rules=[(0, 1)], within="module")) == 1
 
 
-def test_a_part_that_is_called_module_is_no_wrapper() -> None:
+def test_a_part_that_is_called_module_is_not_a_wrapper() -> None:
     model = model_of(["module.a_vis", "module.a_lwir", "a_vis", "a_lwir"])
     pairs = pair_parameters(["module.a_vis", "a_vis"], ["module.a_lwir", "a_lwir"], model=model)
     assert pairs.names == [("module.a_vis", "module.a_lwir"), ("a_vis", "a_lwir")]

@@ -1,4 +1,4 @@
-"""What pairing tells people: its report, and its answers to bad input."""
+"""The report of pairing, and its errors for bad input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ragrad_ext.pairs.pairing import pair_parameters
+from ragrad_ext import pair_parameters
 
 from ..lib.pairing_models import FUSED, block, conv, model_of, tree
 
@@ -43,6 +43,17 @@ def test_the_report_shortens_long_groups(capsys: pytest.CaptureFixture[str]) -> 
     assert str(pairs).splitlines()[-1] == "    … 4 more"
     pairs.report(limit=None)
     assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def test_the_report_names_the_twin_that_was_looked_for() -> None:
+    names = ["a_vis", "a_lwir", "b_vis"]
+    pairs = pair_parameters(model_of(names), rules=[("vis", "lwir"), ("day", "night")])
+    assert str(pairs).splitlines()[-4:] == [
+        "1 left out, rule fits no name",
+        "    day | night",
+        "1 left out, no twin of that name",
+        "    rgb b_vis  (looked for b_lwir)",
+    ]
 
 
 def test_both_names_are_reported_where_they_differ() -> None:
@@ -111,13 +122,13 @@ def test_within_and_exclude_must_fit(within: str, exclude: str, match: str) -> N
         pair_parameters(model_of(FUSED), rules=[("vis", "lwir")], within=within, exclude=exclude)
 
 
-def test_modules_without_a_common_name_are_told_the_closest() -> None:
+def test_modules_without_a_common_name_get_the_closest_one() -> None:
     rgb, ir = model_of(["layer1.conv.weight"]), model_of(["body.layer1.conv.weight", "other"])
     with pytest.raises(ValueError, match=r"layer1.conv.weight; closest: body.layer1.c.*$"):
         pair_parameters(rgb, ir)
 
 
-def test_rules_that_fit_nothing_are_told_the_closest() -> None:
+def test_rules_that_fit_nothing_get_the_closest_names() -> None:
     model = model_of(["body.vis_layer1.weight", "body.lwir_layer1.weight"])
     with pytest.raises(ValueError, match=r"looked for body.viz_\w+.weight; closest: body.vis_"):
         pair_parameters(model, rules=[("viz_layer1", "lwir_layer1")])
@@ -129,9 +140,9 @@ def test_rules_that_fit_nothing_are_told_the_closest() -> None:
         pair_parameters(model, rules=[("vis_", "ir_")])
 
 
-def test_numbers_without_within_are_told_where_numbers_are() -> None:
+def test_numbers_without_within_get_a_hint_where_numbers_are() -> None:
     model = tree(model=nn.Sequential(conv(), conv()))
-    with pytest.raises(ValueError, match="numbered layers lie within 'model'"):
+    with pytest.raises(ValueError, match="numbered layers are within 'model'; pass within="):
         pair_parameters(model, rules=[(0, 1)])
 
 

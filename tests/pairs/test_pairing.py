@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ragrad_ext.pairs.finders import LeftOut
-from ragrad_ext.pairs.pairing import pair_parameters
+from ragrad_ext import pair_parameters
+from ragrad_ext.pairs import LeftOut
 
 from ..lib.pairing_models import assert_bound, block, conv, model_of, reasons, tree
 
@@ -72,7 +72,7 @@ def test_a_model_gives_lists_their_names_and_axes() -> None:
     assert pairs.names == [("a.weight", "b.weight")]
 
 
-def test_the_order_of_a_list_is_the_users() -> None:
+def test_lists_keep_the_order_that_the_user_gave() -> None:
     model = model_of(["a", "b", "c", "d"])
     pairs = pair_parameters(["d", "a"], ["b", "c"], model=model)
     assert pairs.names == [("d", "b"), ("a", "c")]
@@ -100,7 +100,7 @@ def test_transposed_convolutions_have_their_channels_on_axis_1(kind: str) -> Non
     assert all(axes[name] == 0 for name in axes if "bias" in name)
 
 
-def test_a_transposed_and_a_plain_convolution_are_no_twins() -> None:
+def test_a_transposed_and_a_plain_convolution_are_not_twins() -> None:
     rgb = tree(a=conv(), b=conv())
     ir = tree(a=conv(), b=nn.ConvTranspose2d(4, 4, 3))
     assert reasons(pair_parameters(rgb, ir, min_ndim=2))["unequal channel axes"] == 1
@@ -251,13 +251,13 @@ def test_two_rules_that_agree_are_not_ambiguous() -> None:
     assert len(pair_parameters(model, rules=rules)) == 1
 
 
-def test_exclusion_settles_an_ambiguity() -> None:
+def test_exclusion_resolves_an_ambiguity() -> None:
     model = model_of(["vis.to_vis", "vis.to_lwir", "lwir.to_vis"])
     pairs = pair_parameters(model, rules=[("vis", "lwir")], exclude="lwir.to_vis")
     assert pairs.names == [("vis.to_vis", "vis.to_lwir")]
 
 
-# The pairs belong to nobody
+# Nothing is stored on the model
 
 
 def test_nothing_is_kept_on_the_model() -> None:

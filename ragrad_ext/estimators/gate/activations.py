@@ -1,4 +1,4 @@
-"""Activations as the autograd graph shows them: which function, and the values it saved."""
+"""Activations in the autograd graph: which function, and the values that it saved."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def function_of(node: Node) -> Function | None:
 
 
 def is_homogeneous(node: Node) -> bool:
-    """Whether ``f(c z) = c f(z)`` for c > 0, and so ``f(z) = z f'(z)``."""
+    """Whether ``f(c z) = c f(z)`` for c > 0, which makes ``f(z) = z f'(z)``."""
     return node.name().startswith(HOMOGENEOUS)
 
 
 def output_of(node: Node) -> Callable[[], Tensor] | None:
-    """How to have the output of an activation again, without its graph; None: it was not kept."""
+    """A function that returns an activation's output without its graph; None: it was not kept."""
     function, z, a = function_of(node), saved(node, "self"), saved(node, "result")
     if function is None or (z is None and a is None):
         return None

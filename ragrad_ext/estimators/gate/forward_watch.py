@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 class ForwardWatch:
     """Call ``see(*outputs)`` after every outermost module call whose outputs carry a graph.
 
-    Process-wide, because nothing may be stored on the model; meant for one training step, then
-    ``remove()``.
+    The hook is process-wide, because nothing may be stored on the model. Call ``remove()`` after
+    one training step.
     """
 
     def __init__(self, see: Callable[..., None]) -> None:

@@ -16,55 +16,57 @@ from ...rows.bucket import Bucket
 from ..effectiveness import Closure, Effectiveness
 from ..processes import mean_over, several
 from .graph import consumers
-from .hooks import effect, hook
-from .places import ABSENT, HIDDEN, Place, find_places
+from .hooks import LossScale
+from .places import AtGain, AtRow, Hooked, Place
 from .report import counts, table
+from .search import ABSENT, HIDDEN, Found, find_places
 
 
 class Key(NamedTuple):
-    """Whose sums: modality, pair, and the kind of place they belong to."""
+    """Whose sums: modality, pair, and the kind of place that they belong to."""
 
     m: int
     l: int
     kind: str
 
 
-NOT_RUN = "its hook did not run: ragrad.backward(loss) in place of loss.backward() places it"
+NOT_RUN = "its hook did not run; call ragrad.backward(loss) in place of loss.backward()"
 
 
 class Gate(Effectiveness):
-    """``E = sum (t' - t) dL/dt``: t is a tensor behind the row, t' what it is without the row.
+    """``E = sum (t' - t) dL/dt``: t is a later activation, t' its value without the row.
 
-    At the row's own output that is ``-sum_j g_j theta_j``. The further behind it t lies, the more
-    of the removal is exact. Where it lies was measured against Eq. 1 (`benchmarks.gates`):
+    If t is the row's own output, that is ``-sum_j g_j theta_j``. The later t is, the fewer
+    approximations remain. How late it may be was measured against Eq. 1 (`benchmarks.gates`):
 
-    - Behind a norm with statistics of the channel (BatchNorm, InstanceNorm, SyncBatchNorm in
-      training mode), an activation between or not. The loss there is blind to a row's scale, and
-      without the row only the norm's bias is left: ``E = -gamma_i dL/dgamma_i``, read off a
-      gradient that the step has anyway. A hook finds the same where the gain is frozen, absent or
-      shared.
-    - Behind a GroupNorm or a LayerNorm over the channels, and the activation right after it: hooks.
-    - Behind the first activation, if a bias or a frozen BatchNorm lies before it: a hook.
-    - Else at the row's own output: where that is split, summed or goes several ways before any of
-      these (q, k and v of attention; a residual sum behind a frozen BatchNorm), and where no graph
-      was seen.
+    - After a norm with statistics of the channel (BatchNorm, InstanceNorm, SyncBatchNorm in
+      training mode), with or without an activation in between. The loss does not depend on the
+      scale of such a row, and without the row only the norm's bias is left. So
+      ``E = -gamma_i dL/dgamma_i``, read off a gradient that the step computes anyway. A hook finds
+      the same where the gain is frozen, absent or shared.
+    - After a GroupNorm or a LayerNorm over the channels, and the activation right after it: hooks.
+    - After the first activation, if a bias or a frozen BatchNorm comes before it: a hook.
+    - Otherwise at the row's own output: where it is split, summed or used several times before any
+      of these (q, k and v of attention; a residual sum after a frozen BatchNorm), and where no
+      graph was seen.
 
-    All this is read off the autograd graph of an ordinary forward, by dataflow: the first
-    ``before_backward`` does it, or call ``trace`` on any output. A hook sits on the graph of one
-    backward and goes with it; it needs ``before_backward`` of every micro-batch, as
-    ``ragrad.backward(loss)`` does. `attach` shows no loss, and a model compiled by
-    ``torch.compile`` no graph (trace one forward of the plain model first): there rows that need a
-    hook keep ``-g.theta``. ``report()`` says how many rows have which gate, and why.
+    All this is read off the autograd graph of an ordinary forward: the first ``before_backward``
+    does it, or a call of ``trace`` on any output. A hook belongs to the graph of one backward, so
+    hooks need ``before_backward`` of every micro-batch, as in ``ragrad.backward(loss)``. `attach`
+    shows no loss, and a model compiled by ``torch.compile`` shows no graph (trace one forward of
+    the plain model first). There rows that need a hook keep ``-g.theta``. ``report()`` says how
+    many rows have which gate, and why.
 
     Args:
-        hooks: False reads only gradients that the step has anyway. Hooks read the activations they
-            sit on, and their gradients, once more: a few percent of a step on models that need
-            them, more where every layer has a GroupNorm; nothing behind plain BatchNorms.
-        group: the processes that average gradients (DDP); sums of hooks are averaged over them.
-            Several processes without it use no hooks, so that replicas cannot drift apart.
+        hooks: False uses only gradients that the step computes anyway. Hooks read the activations
+            where they are, and their gradients, once more. That costs a few percent of a step on
+            models that need them, more where every layer has a GroupNorm, nothing with plain
+            BatchNorms.
+        group: the processes that average gradients (DDP). The sums of hooks are averaged over them.
+            Several processes without a group use no hooks, so that replicas cannot drift apart.
 
     Attributes:
-        places: modality first, where the gate of each pair lies; None before the trace.
+        places: modality first, the place of each pair's gate; None before the trace.
     """
 
     def __init__(self, *, hooks: bool = True, group: dist.ProcessGroup | None = None) -> None:
@@ -75,64 +77,64 @@ class Gate(Effectiveness):
         self._rows: tuple[tuple[tuple[int, int], ...], Tensor] | None = None  # of the gains
 
     @property
+    def needs_trace(self) -> bool:
+        return self.places is None
+
+    @property
     def gains(self) -> list[list[Tensor | None]] | None:
         """Modality first, for each pair the gain that E is read off, or None; None untraced."""
         if self.places is None:
             return None
-        return [[place.gain for place in side] for side in self.places]
+        return [[p.gain if isinstance(p, AtGain) else None for p in side] for side in self.places]
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
-        if self.places is not None and not any(p.hooked for side in self.places for p in side):
+        if self.places is not None and not any(
+            isinstance(place, Hooked) for side in self.places for place in side
+        ):
             return
+        # The graph of each backward is a new one, so it is searched for the nodes to hook.
         found = self._trace([loss])
         if found is None or self.refuses_hooks():
             return
-        scale: list[Tensor | None] = [None]
-
-        def see_scale(grads: tuple[Tensor | None, ...]) -> None:
-            scale[:] = grads  # a GradScaler's; the gradients will be rid of it
-
-        loss.grad_fn.register_prehook(see_scale)  # type: ignore[union-attr]
+        scale = LossScale(loss)
         for m, side in enumerate(found):
-            for l, place in enumerate(side):
-                if place.hooked:
-                    add = partial(self._add, Key(m, l, place.kind), scale)
-                    hook(place, self.twins.layout.channels[l], add)
+            for l, (place, hook) in enumerate(side):
+                if hook is not None:
+                    hook(partial(self._add, Key(m, l, place.kind), scale))
 
-    def _add(self, key: Key, scale: list[Tensor | None], value: Tensor) -> None:
-        if scale[0] is not None:
-            value = value / scale[0]
+    def _add(self, key: Key, scale: LossScale, value: Tensor) -> None:
+        value = scale.removed(value)
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def trace(self, *outputs: Tensor) -> None:
-        """Find the places in the graph behind ``outputs``, which must not be freed yet.
+        """Find the places in the graph that leads to ``outputs``, which must not be freed yet.
 
-        A graph that holds none of the paired weights, a teacher's say, changes nothing.
+        A graph without any of the paired weights, a teacher's for example, changes nothing.
         """
         self._trace(outputs)
 
-    def _trace(self, outputs: Iterable[Tensor]) -> list[list[Place]] | None:
-        """The places in this graph with their nodes; None if it holds no paired weight."""
+    def _trace(self, outputs: Iterable[Tensor]) -> list[list[Found]] | None:
+        """The places in this graph with their hooks; None if it holds no paired weight."""
         users = consumers(outputs)
         found = find_places(users, self.twins)
-        if all(place.why == ABSENT for side in found for place in side):
+        if all(place.why == ABSENT for side in found for place, _ in side):
             return None
         if self.places is None and any(n.name().startswith("CompiledFunction") for n in users):
             warnings.warn(
-                "a compiled part of the model hides its normalisations from Gate; rows there keep "
-                "-g.theta, which is noise behind a BatchNorm. Show it the plain model once: "
-                "ragrad.repa.effectiveness.trace(model(batch)), before torch.compile",
+                "a compiled part of the model hides its normalisations from Gate. Its rows keep "
+                "-g.theta, which is meaningless before a BatchNorm. Show Gate the plain model "
+                "once, before torch.compile: ragrad.repa.effectiveness.trace(model(batch))",
                 stacklevel=3,
             )
-        before = self.places or found
+        new = [[place for place, _ in side] for side in found]
         self.places = [
-            [old if new.why in (ABSENT, HIDDEN) else new.without_graph() for old, new in both]
-            for both in (zip(*sides, strict=True) for sides in zip(before, found, strict=True))
+            [a if b.why in (ABSENT, HIDDEN) else b for a, b in zip(*sides, strict=True)]
+            for sides in zip(self.places or new, new, strict=True)
         ]
         return found
 
     def refuses_hooks(self) -> str | None:
-        """Why no hooks are used, if so."""
+        """Why no hooks are used; None if they are."""
         if not self.hooks:
             return "needs a hook, and hooks=False"
         if several() and self.group is None:
@@ -141,11 +143,11 @@ class Gate(Effectiveness):
 
     def reads_weight(self, m: int, l: int) -> bool:
         place = self._readable(m, l)
-        return place is None or place.kind in ("activation", "row")
+        return place is None or place.reads_dot
 
-    def scores(self, bucket: Bucket, sums: RowSums) -> Tensor:
+    def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
         self._average_over_processes()
-        score = -sums.dot
+        effect = -sums.dot
         self._missing = set()
         gains: dict[tuple[int, int], Tensor] = {}
         for m in (0, 1):
@@ -153,24 +155,25 @@ class Gate(Effectiveness):
                 place = self._readable(m, l)
                 if place is None:
                     self._missing.add((m, l))
-                elif place.gain is not None:
+                elif isinstance(place, AtGain):
                     gains[m, l] = place.gain
-                elif place.hooked:
-                    found = self._sums[Key(m, l, place.kind)].to(score.device)
-                    score[m, rows] = effect(place, found, sums.dot[m, rows])
+                elif isinstance(place, Hooked):
+                    found = self._sums[Key(m, l, place.kind)].to(effect.device)
+                    effect[m, rows] = place.effect(found, sums.dot[m, rows])
         self._sums = {}
         if gains:  # all at once: a layer has too few for an operator of its own
             gamma = torch.cat([gain.detach().reshape(-1) for gain in gains.values()])
             slope = torch.cat([gain.grad.reshape(-1) for gain in gains.values()])  # type: ignore[union-attr]
-            score.view(-1)[self._rows_of(tuple(gains), score)] = -(gamma.double() * slope.double())
-        return score
+            e = -(gamma.double() * slope.double())
+            effect.view(-1)[self._rows_of(tuple(gains), effect)] = e
+        return effect
 
-    def _rows_of(self, pairs: tuple[tuple[int, int], ...], score: Tensor) -> Tensor:
-        """Where the rows of pairs (m, l) lie in the flat ``score``; made once, kept."""
-        if self._rows is None or self._rows[0] != pairs or self._rows[1].device != score.device:
+    def _rows_of(self, pairs: tuple[tuple[int, int], ...], effect: Tensor) -> Tensor:
+        """The indices of the rows of pairs (m, l) in the flat ``effect``; computed once, kept."""
+        if self._rows is None or self._rows[0] != pairs or self._rows[1].device != effect.device:
             slices, rows = self.twins.layout.slices(), self.twins.layout.rows
             parts = [torch.arange(slices[l].start, slices[l].stop) + m * rows for m, l in pairs]
-            self._rows = pairs, torch.cat(parts).to(score.device)
+            self._rows = pairs, torch.cat(parts).to(effect.device)
         return self._rows[1]
 
     def _readable(self, m: int, l: int) -> Place | None:
@@ -178,9 +181,9 @@ class Gate(Effectiveness):
         if self.places is None:
             return None
         place = self.places[m][l]
-        if place.hooked:
+        if isinstance(place, Hooked):
             return place if Key(m, l, place.kind) in self._sums else None
-        return None if place.gain is not None and place.gain.grad is None else place
+        return None if isinstance(place, AtGain) and place.gain.grad is None else place
 
     def _average_over_processes(self) -> None:
         if self.group is None or not self._sums:
@@ -190,7 +193,7 @@ class Gate(Effectiveness):
         self._sums = dict(zip(keys, means, strict=True))
 
     def summary(self) -> str:
-        """In one line, how many rows have which kind of gate."""
+        """One line that says how many rows have which kind of gate."""
         return f"{type(self).__name__}: {counts(self._in_use(), self.twins)}"
 
     def report(self, limit: int | None = 5) -> None:
@@ -198,15 +201,15 @@ class Gate(Effectiveness):
         print(table(self._in_use(), self.twins, limit))
 
     def _in_use(self) -> list[list[Place]]:
-        """The places, and the row's own output wherever the last step could not read there."""
+        """The places; the row's own output where the last step could not read another."""
 
         def now(m: int, l: int, place: Place) -> Place:
-            if place.hooked and (why := self.refuses_hooks()):
-                return Place("row", why)
-            if (m, l) in self._missing and place.kind != "row":
-                return Place("row", NOT_RUN if place.hooked else "the gain has no gradient")
+            if isinstance(place, Hooked) and (why := self.refuses_hooks()):
+                return AtRow(why)
+            if (m, l) in self._missing and not isinstance(place, AtRow):
+                return AtRow(NOT_RUN if isinstance(place, Hooked) else "the gain has no gradient")
             return place
 
         if self.places is None:
-            return [[Place("row", "no graph seen yet")] * len(side) for side in self.twins.weights]
+            return [[AtRow("no graph seen yet")] * len(side) for side in self.twins.weights]
         return [[now(m, l, p) for l, p in enumerate(side)] for m, side in enumerate(self.places)]

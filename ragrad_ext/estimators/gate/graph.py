@@ -1,4 +1,4 @@
-"""Walk the autograd graph behind a result."""
+"""Walk the autograd graph that leads to a result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Users: TypeAlias = dict[Node, list[Node | None]]
 
 
 def consumers(outputs: Iterable[Tensor]) -> Users:
-    """Every node behind ``outputs`` with the nodes that use it, one entry a use; None: its holder.
+    """Map each node that leads to ``outputs`` to its users: one entry per use, None for an output.
 
     The nodes are held, because a node that nobody holds loses its identity.
     """
@@ -32,15 +32,15 @@ def consumers(outputs: Iterable[Tensor]) -> Users:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """The shape of what ``node`` made in the forward."""
+    """The shape of what ``node`` computed in the forward."""
     return tuple(node._input_metadata[0].shape)
 
 
 def saved(node: Node, name: str) -> Tensor | None:
-    """The tensor that ``node`` saved as ``name``, less its graph; None if it has none to show.
+    """The tensor that ``node`` saved as ``name``, detached; None if it cannot be read.
 
-    So it is where hooks on saved tensors (checkpointing, offloading) stand before the value: they
-    may run once only, and that once belongs to the backward.
+    It cannot be read if hooks on saved tensors (checkpointing, offloading) would have to run. They
+    may run only once, and that once belongs to the backward.
     """
     raw = getattr(node, f"_raw_saved_{name}", None)
     if raw is None or raw.unpack_hook is not None:

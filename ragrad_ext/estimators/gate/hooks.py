@@ -1,56 +1,49 @@
-"""The sums behind a gate that no gradient of the step holds: hooks on nodes of its graph.
+"""Hooks on the graph of one backward, which sum up what a `Hooked` place needs.
 
-A hook belongs to the graph of one forward and goes with it. It holds what the forward saved for
-the backward anyway, and lets go of it when it has run.
+A hook belongs to the graph of one forward and is freed with it. It holds what the forward saved for
+the backward anyway, and releases that when it has run. L is what is differentiated, a loss scale
+included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .activations import is_homogeneous, output_of
+from .activations import Function, is_homogeneous, output_of
 from .graph import Node, saved
-from .places import Place
 
 Add = Callable[[Tensor], None]
 Grads = tuple[Tensor | None, ...]
 
 
-def hook(place: Place, channels: int, add: Add) -> None:
-    """Hand to ``add`` what ``place`` needs, while its graph is differentiated.
+class LossScale:
+    """The factor that a GradScaler puts on the loss, seen when the backward starts."""
 
-    At a norm that is E itself, (1, C) float64; at an activation (4, C), the sums of ``a dL/da``,
-    ``dL/da``, ``z dL/dz`` and ``dL/dz``. L is what is differentiated, a loss scale included.
+    def __init__(self, loss: Tensor) -> None:
+        self.value: Tensor | None = None
+        loss.grad_fn.register_prehook(self._see)  # type: ignore[union-attr]
+
+    def _see(self, grads: Grads) -> None:
+        self.value = grads[0]
+
+    def removed(self, x: Tensor) -> Tensor:
+        """``x`` as it would be without the factor."""
+        return x if self.value is None else x / self.value
+
+
+def hook_norm(norm: Node, channels: int, inner: int, add: Add) -> None:
+    """Hand E to ``add``, (1, C) float64: what the gradient of the norm's gain would say.
+
+    ``E = -sum x^ dL/dx^`` with x^ the normalised value.
+
+    Args:
+        norm: a node that normalises every channel by statistics of its own.
+        inner: elements between two channels of one sample.
     """
-    if place.kind == "norm":
-        _hook_norm(place.norm, channels, place.inner, add)
-    elif place.kind == "mixing":
-        _Mixing(place, channels, add)
-    elif place.kind == "activation":
-        _hook_activation(place.activation, channels, place.inner, add)
-
-
-def effect(place: Place, sums: Tensor, dot: Tensor) -> Tensor:
-    """E of the rows of ``place``, (C,), from what `hook` summed and ``dot``, their (C,) g.theta.
-
-    Behind an activation, ``z = s w.x + t`` and ``a = f(z)``: ``E = sum (f(t) - a) dL/da``. The
-    graph does not show t, which is left of z without the row (a frozen BatchNorm keeps it in
-    buffers), but ``g.theta = sum (z - t) dL/dz`` does.
-    """
-    if place.kind != "activation":
-        return sums[0]
-    a_da, da, z_dz, dz = sums
-    assert place.function is not None
-    e = place.function((z_dz - dot) / dz) * da - a_da
-    return torch.where(e.isfinite(), e, -dot)  # dz = 0: a dead channel
-
-
-def _hook_norm(norm: Node, channels: int, inner: int, add: Add) -> None:
-    """``E = -sum x^ dL/dx^`` with x^ the normalised value: what the gain's gradient would say."""
     held = [(saved(norm, "input"), *_statistics(norm), saved(norm, "weight"))]
 
     @torch.no_grad()
@@ -67,7 +60,8 @@ def _hook_norm(norm: Node, channels: int, inner: int, add: Add) -> None:
     norm.register_prehook(run)
 
 
-def _hook_activation(node: Node, channels: int, inner: int, add: Add) -> None:
+def hook_activation(node: Node, channels: int, inner: int, add: Add) -> None:
+    """Hand the sums of `AtActivation` to ``add``, (4, C)."""
     held = [(saved(node, "self"), output_of(node))]
 
     @torch.no_grad()
@@ -78,46 +72,73 @@ def _hook_activation(node: Node, channels: int, inner: int, add: Add) -> None:
             flat = (t.reshape(-1, channels, inner) for t in (output(), outputs[0], inputs[0]))
             a, da, dz = flat
             a_da = _dot(a, da)
-            # only a homogeneous f goes without z, and then z f'(z) = f(z)
+            # only a homogeneous f does not save z, and then z f'(z) = f(z)
             z_dz = a_da if z is None else _dot(z.reshape(-1, channels, inner), dz)
             add(torch.stack([a_da.sum(0), _sum(da).sum(0), z_dz.sum(0), _sum(dz).sum(0)]))
 
     node.register_hook(run)
 
 
-class _Mixing:
-    """Rows in front of a GroupNorm or LayerNorm: removing one moves every channel of its group.
+class NextActivation(NamedTuple):
+    """The activation right after a norm.
 
-    What that does is computed up to the norm's output, and for the row's own channel up to the
-    output of the activation that follows. With c the input of the norm less the group's mean, n
-    elements a group, s of them a channel, and r what remains of channel i, less that mean too:
+    Attributes:
+        node, function: its node and its function.
+        shift: the bias of the norm, (C,); None is 0.
+    """
+
+    node: Node
+    function: Function
+    shift: Tensor | None
+
+
+class MixingHooks:
+    """Rows that feed a GroupNorm or LayerNorm: removing one moves every channel of its group.
+
+    They hand E to ``add``, (1, C) float64. The change is computed up to the norm's output, and for
+    the row's own channel up to the output of the activation that follows. With c the input of the
+    norm less the group's mean, n elements a group, s of them a channel, and r what remains of
+    channel i, less that mean too:
 
         mean' - mean = d = (s r - sum c_i) / n
         1 / rstd'^2 = 1 / rstd^2 + (s r^2 - sum c_i^2) / n - d^2
 
-    Sums over c come from sums over the input itself, so that nothing of an activation's size is
-    made (but a float32 copy of one of lower precision).
+    Sums over c come from sums over the input itself, so nothing of an activation's size is made
+    (except a float32 copy of an input of lower precision).
+
+    Args:
+        norm: the norm's node.
+        channels, inner: C, and the elements between two channels of one sample.
+        bias: what remains of the layer's output without the row, (C,); None is 0.
+        activation: what follows the norm, if that is an activation.
     """
 
-    def __init__(self, place: Place, channels: int, add: Add) -> None:
-        norm, activation = place.norm, place.activation
+    def __init__(
+        self,
+        norm: Node,
+        channels: int,
+        inner: int,
+        bias: Tensor | None,
+        activation: NextActivation | None,
+        add: Add,
+    ) -> None:
         mean, rstd = _statistics(norm)
         groups = mean.shape[1] if norm.name().startswith("NativeGroupNorm") else 1
         self.mean, self.rstd = mean.reshape(-1, groups, 1), rstd.reshape(-1, groups, 1)
-        self.shape = (-1, groups, channels // groups, place.inner)
+        self.shape = (-1, groups, channels // groups, inner)
         weight, device = saved(norm, "weight"), mean.device
         self.gain = self._per_channel(1.0 if weight is None else weight, device)
-        self.shift = self._per_channel(0.0 if place.shift is None else place.shift, device)
-        self.bias = self._per_channel(0.0 if place.bias is None else place.bias, device)
+        self.bias = self._per_channel(0.0 if bias is None else bias, device)
         self.x = saved(norm, "input")
         self.done = False
         self.add = add
-        self.function: Any = None
+        self.function: Function | None = None
         if activation is not None:
-            self.function = place.function
+            node, self.function, shift = activation
+            self.shift = self._per_channel(0.0 if shift is None else shift, device)
             # of a homogeneous f, a da = z dz: a norm's output by what the norm sums up anyway
-            self.output = None if is_homogeneous(activation) else output_of(activation)
-            activation.register_prehook(self._at_activation)
+            self.output = None if is_homogeneous(node) else output_of(node)
+            node.register_prehook(self._at_activation)
         norm.register_prehook(self._at_norm)
 
     def _per_channel(self, value: Tensor | float, device: torch.device) -> Tensor:

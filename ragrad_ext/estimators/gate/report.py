@@ -7,28 +7,13 @@ from collections.abc import Sequence
 from ...rows.twins import Twins
 from .places import Place
 
-SHORT = {
-    "gain": "read off the gain of a norm",
-    "norm": "by a hook on a norm",
-    "mixing": "by hooks around a GroupNorm or LayerNorm",
-    "activation": "by a hook on an activation",
-    "row": "at their own output",
-}
-TITLES = {
-    "gain": "behind a norm with statistics of the channel, -gain dL/dgain",
-    "norm": "behind such a norm, its gain frozen, absent or shared, by a hook",
-    "mixing": "behind a GroupNorm or LayerNorm, by hooks",
-    "activation": "behind the first activation, by a hook",
-    "row": "at their own output, -g.theta",
-}
-
 
 def table(places: Sequence[Sequence[Place]], twins: Twins, limit: int | None) -> str:
-    """How many rows have their gate where, with ``limit`` weights a group (None: all)."""
+    """How many rows have which place, with ``limit`` weights a group (None: all)."""
     groups: dict[str, list[tuple[int, str]]] = {}
     for stream, side, weights in zip(("rgb", "ir"), places, twins.weights, strict=True):
         for l, (place, w) in enumerate(zip(side, weights, strict=True)):
-            title = TITLES[place.kind] + (f": {place.why}" if place.why else "")
+            title = place.title + (f": {place.why}" if place.why else "")
             entry = f"    {stream} weight of pair {l}  ({'×'.join(map(str, w.shape))})"
             groups.setdefault(title, []).append((twins.layout.channels[l], entry))
     lines = []
@@ -45,7 +30,7 @@ def counts(places: Sequence[Sequence[Place]], twins: Twins) -> str:
     rows: dict[str, int] = {}
     for side in places:
         for l, place in enumerate(side):
-            kind = SHORT[place.kind] + (f" ({place.why})" if place.why else "")
-            rows[kind] = rows.get(kind, 0) + twins.layout.channels[l]
+            text = place.summary + (f" ({place.why})" if place.why else "")
+            rows[text] = rows.get(text, 0) + twins.layout.channels[l]
     most_first = sorted(rows.items(), key=lambda entry: -entry[1])
-    return ", ".join(f"{n:,} rows {kind}" for kind, n in most_first)
+    return ", ".join(f"{n:,} rows {text}" for text, n in most_first)

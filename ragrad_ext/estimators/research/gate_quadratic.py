@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
-from torch import distributed as dist
 
 from ...backends.contract import RowSums
 from ...rows.bucket import Bucket
 from ...rows.twins import Twins
 from ..effectiveness import Closure
-from ..gate.gate import Gate
+from ..gate import Gate
 from ..taylor.probed import Probed, Product
 from ..taylor.probes import Target
 
@@ -17,17 +18,16 @@ from ..taylor.probes import Target
 class GateQuadratic(Probed):
     """`Gate` with its second-order term: ``E = -a dL/da + 1/2 a^2 d2L/da2`` in each row's gate a.
 
-    Behind a normalisation a is the gain gamma. Elsewhere it scales the row's weights, and the term
-    is ``1/2 theta_i^T H theta_i``, as in `RowQuadratic`.
+    Before a normalisation with a gain of its own, a is that gain. Elsewhere a scales the row's
+    weights, and the term is ``1/2 theta_i^T H theta_i``, as in `RowQuadratic`.
 
-    Cost: of a product that differentiates gains in place of weights where it can: less than those
-    of `Hutchinson` and `FiniteDifference`, as there is no gradient of a weight to compute.
-    State: q, (2, rows). Needs: as `RowQuadratic`.
+    Cost: less than `Hutchinson` and `FiniteDifference`, because gains are differentiated in place
+    of weights where that is possible. State: q, (2, rows). Needs: as `RowQuadratic`.
 
     Args:
         probes: products per refresh.
         product, step: as in `Probed`.
-        every, average, spread, seed, group: as in `Refreshed`.
+        schedule: fields of `Schedule`.
 
     Attributes:
         gate: the `Gate` that gives the first order and finds the gains.
@@ -39,17 +39,10 @@ class GateQuadratic(Probed):
         *,
         product: Product = "double",
         step: float | None = None,
-        every: int = 10,
-        average: float = 0.0,
-        spread: int = 1,
-        seed: int = 0,
-        group: dist.ProcessGroup | None = None,
+        **schedule: Any,
     ) -> None:
-        super().__init__(
-            probes, form="rows", product=product, step=step,
-            every=every, average=average, spread=spread, seed=seed, group=group,
-        )  # fmt: skip
-        self.gate = Gate(group=group)
+        super().__init__(probes, form="rows", product=product, step=step, **schedule)
+        self.gate = Gate(group=self.schedule.group)
 
     def bind(self, twins: Twins) -> None:
         super().bind(twins)
@@ -60,15 +53,15 @@ class GateQuadratic(Probed):
         super().before_backward(loss, closure)
 
     def targets(self) -> list[Target]:
-        """The gain behind each weight of ``layers``, or else the weight."""
+        """The gain after each weight of ``layers``; the weight itself where there is none."""
         return [self._gated(t) for t in super().targets()]
 
     def reads_weight(self, m: int, l: int) -> bool:
         return self.gate.reads_weight(m, l)
 
     def estimate(self, bucket: Bucket, sums: RowSums) -> Tensor:
-        first = self.gate.scores(bucket, sums)
-        return first + self.q if self.whole else first
+        first = self.gate.effect(bucket, sums)
+        return first + self.held if self.whole else first
 
     def _gated(self, t: Target) -> Target:
         gain = None if self.gate.gains is None else self.gate.gains[t.m][t.l]

@@ -2,67 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from ..effectiveness import Closure
-from ..refresh import Refreshed, check_probes
+from ..refresh import Refreshed
 from ..replay import undisturbed
-from ..taylor.probes import mixed
+from ..schedule import mixed
+from ..taylor.probes import check_probes
 
 
 class GaussNewtonBartlett(Refreshed):
     """Eq. 2 with ``h = E[g_s^2]``, g_s the gradient of a loss with sampled labels (as in Sophia).
 
-    Where a loss is a weighted sum of negative log-likelihoods, ``L = sum_t w_t l_t``, and labels
-    are drawn from the model's own output, Bartlett's identity makes the squared gradient of
-    ``sum_t sqrt(w_t) l_t`` an unbiased estimate of the diagonal of the Gauss-Newton matrix, which
-    is H without the curvature of the network itself, and never negative. The closure returns that
-    sum; for a mean cross-entropy::
+    Take a loss that is a weighted sum of negative log-likelihoods, ``L = sum_t w_t l_t``, and draw
+    the labels from the model's own output. By Bartlett's identity the squared gradient of
+    ``sum_t sqrt(w_t) l_t`` is then an unbiased estimate of the diagonal of the Gauss-Newton matrix.
+    That matrix is H without the curvature of the network itself, and never negative. The closure
+    returns that sum; for a mean cross-entropy::
 
         ragrad.backward(loss, closure=lambda: sampled_cross_entropy(model(x)))
 
-    or, with the logits of the step itself, which saves the forward::
+    or with the logits of the step itself, which saves the forward::
 
         ragrad.backward(loss, closure=lambda: sampled_cross_entropy(logits))
 
-    A detector's loss allows it in part only: focal, IoU and smooth-L1 terms are not the negative
-    log-likelihood of a distribution that labels could be drawn from, and which anchors are matched
-    depends on the true boxes. Such a closure may sum over the terms that are (an objectness, a
-    region's class), and E then lacks the curvature of the rest.
+    A detector's loss allows this only in part. Focal, IoU and smooth-L1 terms are not negative
+    log-likelihoods of a distribution that labels could be drawn from, and the true boxes decide
+    which anchors are matched. The closure may sum over the terms that qualify (an objectness, a
+    region's class); E then lacks the curvature of the others.
 
-    Cost: a refresh takes one extra step a probe, or only its backward. State: q, (2, rows).
+    Cost: a refresh takes one extra step per probe, or only its backward. State: q, (2, rows).
     Needs: ``ragrad.backward(loss, closure=...)`` with the closure above, not that of the loss.
 
     Args:
         probes: draws of labels per refresh.
-        every, average, spread, seed, group: as in `Refreshed`; ``seed`` is of the labels.
+        schedule: fields of `Schedule`; ``seed`` is that of the labels.
     """
 
-    def __init__(
-        self,
-        probes: int = 1,
-        *,
-        every: int = 10,
-        average: float = 0.0,
-        spread: int = 1,
-        seed: int = 0,
-        group: dist.ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(every=every, average=average, spread=spread, seed=seed, group=group)
+    def __init__(self, probes: int = 1, **schedule: Any) -> None:
+        super().__init__(**schedule)
         self.probes = check_probes(probes)
 
     def from_graph(self, loss: Tensor, closure: Closure | None) -> Tensor:
         sampled, twins = self.needed(closure), self.twins
-        q = torch.zeros_like(self.q)
+        q = torch.zeros_like(self.held)
         places = [(m, l) for m in (0, 1) for l in self.layers]
         rows = twins.layout.slices()
         for _ in range(self.probes):
             with undisturbed(twins.device), torch.enable_grad():
-                # or labels would repeat wherever nothing else draws between refreshes
-                _seed(twins.device, mixed(self.own_seed, self.draws))
-                # the graph may be the step's own, whose backward is still to come
+                # otherwise labels repeat where nothing else draws between refreshes
+                _seed(twins.device, mixed(self.schedule.own_seed, self.draws))
+                # the graph may be the step's own, whose backward comes later
                 found = torch.autograd.grad(
                     sampled(),
                     [twins.weights[m][l] for m, l in places],
@@ -81,15 +74,14 @@ class GaussNewtonBartlett(Refreshed):
         if closure is None:
             raise RuntimeError(
                 "GaussNewtonBartlett draws labels from the model's output: call "
-                "ragrad.backward(loss, closure=lambda: sampled_cross_entropy(logits)). Without "
-                "such a closure the estimators that remain are Gate, FirstOrder, Fisher and "
-                "Hutchinson, and FiniteDifference with a closure of the loss itself"
+                "ragrad.backward(loss, closure=lambda: sampled_cross_entropy(logits)). Gate, "
+                "FirstOrder and Hutchinson need no closure"
             )
         return closure
 
 
 def sampled_cross_entropy(logits: Tensor) -> Tensor:
-    """What a `GaussNewtonBartlett` closure returns for a mean cross-entropy.
+    """The loss that a `GaussNewtonBartlett` closure returns for a mean cross-entropy.
 
     Args:
         logits: (n, K, ...), as ``torch.nn.functional.cross_entropy`` takes them.

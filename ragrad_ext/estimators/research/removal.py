@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from ...audit import Counterfactual, counterfactual
 from ...backends.contract import RowSums
 from ...rows.bucket import Bucket
 from ...rows.twins import Twins
+from ..counterfactual import Counterfactual, counterfactual
 from ..effectiveness import Closure
 from ..refresh import Refreshed, ran_out_of_memory
 from ..replay import same_randomness, undisturbed
 
 
 class Removal(Refreshed):
-    """Eq. 1 without an estimate: every row is removed, the loss computed anew.
+    """Eq. 1 without an estimate: every row is removed, and the loss is computed again.
 
-    Cost: a refresh takes a forward per row, less with ``at_once``, where rows share what lies
-    before them; ``spread`` divides it over steps. Memory: with ``at_once`` of n, up to that of n
-    forwards behind the removed channel. State: q, (2, rows), which here is E itself.
+    Cost: a refresh takes a forward per row, or less with ``at_once``, where rows share what comes
+    before them; ``spread`` divides it over steps. Memory: with ``at_once=n``, up to that of n
+    forwards of what follows the removed channel. State: E itself in ``held``, (2, rows).
     Needs: ``ragrad.backward(loss, closure=...)``.
 
     Args:
-        model: the module that the closure calls; only to batch.
+        model: the module that the closure calls; needed only with ``at_once`` above 1.
         at_once: channels removed in one forward; 1 removes them one by one, through any operator.
-        every, average, spread, group: as in `Refreshed`.
+        every: steps between refreshes.
+        schedule: the other fields of `Schedule`. Nothing is drawn, so ``seed`` changes nothing.
+
+    Raises:
+        ValueError: an option out of its range, or ``at_once`` without the model.
     """
 
     def __init__(
-        self,
-        model: nn.Module | None = None,
-        *,
-        at_once: int = 1,
-        every: int = 100,
-        average: float = 0.0,
-        spread: int = 1,
-        group: dist.ProcessGroup | None = None,
+        self, model: nn.Module | None = None, *, at_once: int = 1, every: int = 100, **schedule: Any
     ) -> None:
-        super().__init__(every=every, average=average, spread=spread, group=group)
+        super().__init__(every=every, **schedule)
         if at_once < 1:
             raise ValueError(f"at_once={at_once}; remove at least one channel in a forward")
         if at_once > 1 and model is None:
@@ -63,10 +60,10 @@ class Removal(Refreshed):
                 closure, self.model, *twins.weights,
                 at_once=self.at_once, channel_axes=axes, layers=layers,
             )  # fmt: skip
-        return torch.stack([torch.cat(side) for side in found]).to(self.q.device)
+        return torch.stack([torch.cat(side) for side in found]).to(self.held.device)
 
     def estimate(self, bucket: Bucket, sums: RowSums) -> Tensor:
-        return self.q if self.whole else -sums.dot
+        return self.held if self.whole else -sums.dot
 
 
 @torch.no_grad()
@@ -80,11 +77,11 @@ def batched_counterfactual(
     channel_axes: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Counterfactual:
-    """Eq. 1 as `audit.counterfactual` has it, ``at_once`` channels of a layer in one forward.
+    """Eq. 1 as in `audit.counterfactual`, but ``at_once`` channels of a layer in one forward.
 
-    The model runs once under ``torch.vmap`` over copies of a weight, each without one channel:
-    what lies before the weight is computed once, what lies behind it once per channel. Weights are
-    never written; buffers and random state come back bit for bit, and each channel sees the same
+    The model runs once under ``torch.vmap`` over copies of a weight, each without one channel. What
+    comes before the weight is computed once, what follows it once per channel. Weights are never
+    written, buffers and random state are restored bit for bit, and each channel sees the same
     dropout.
 
     Args:
@@ -95,19 +92,18 @@ def batched_counterfactual(
 
     Raises:
         RuntimeError: the forward depends on values (``.item()``, regions kept by their score), or
-            writes in a way that cannot be batched; remove channels one by one then.
-        ValueError: a weight is no parameter of ``model``.
+            writes in a way that cannot be batched. Remove channels one by one then.
+        ValueError: a weight is not a parameter of ``model``.
     """
     twins = Twins.of(weights_rgb, weights_ir, channel_axes)
     whole = _Whole(model, closure)
     names = {id(p): name for name, p in whole.named_parameters()}
     missing = sum(id(w) not in names for side in twins.weights for w in side)
     if missing:
-        raise ValueError(f"{missing} paired weights are no parameters of this model; pass it whole")
-    effects = tuple(
-        [torch.full((c,), torch.nan, dtype=torch.float64) for c in twins.layout.channels]
-        for _ in range(2)
-    )
+        raise ValueError(
+            f"{missing} paired weights are not parameters of this model; pass the whole model"
+        )
+    effect = Counterfactual.unknown(twins)
     with undisturbed(twins.device):
         buffers = {name: b.clone() for name, b in whole.named_buffers()}
         before = float(closure())
@@ -116,7 +112,7 @@ def batched_counterfactual(
     for m, side in enumerate(twins.weights):
         for l in range(len(side)) if layers is None else layers:
             for rows in torch.arange(twins.layout.channels[l]).split(at_once):
-                # not undisturbed: no buffer of the model's own is written
+                # not `undisturbed`: the model's own buffers are not written
                 with same_randomness(twins.device):
                     losses = _losses(
                         whole,
@@ -126,8 +122,8 @@ def batched_counterfactual(
                         rows,
                         copies,
                     )
-                effects[m][l][rows] = losses.double().cpu() - before  # Eq. 1
-    return Counterfactual(*effects)
+                effect[m][l][rows] = losses.double().cpu() - before  # Eq. 1
+    return effect
 
 
 class _Whole(nn.Module):
@@ -152,7 +148,7 @@ def _losses(
     def loss(weight: Tensor, own: dict[str, Tensor]) -> Tensor:
         return torch.func.functional_call(whole, {name: weight.movedim(0, axis), **own}, ())
 
-    # A forward that writes into a buffer needs one of its own for each channel.
+    # A forward that writes into a buffer needs its own copy for each channel.
     own = {key: b.expand(n, *b.shape).clone() for key, b in buffers.items()}
     try:
         return torch.vmap(loss, randomness="same")(without, own)

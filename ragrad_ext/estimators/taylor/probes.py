@@ -1,4 +1,4 @@
-"""Random directions in the space of weights or gains, and what a Hessian product says per row."""
+"""Random directions in the space of weights or gains, and what ``Hv`` says about each row."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...rows.twins import Twins
+from ..schedule import mixed
 
 Form = Literal["diagonal", "weighted", "rows"]
 
 
 class Target(NamedTuple):
-    """A tensor that is moved: row i of pair l of modality m lies at index i of its ``axis``."""
+    """A tensor that is moved. Row i of pair l, modality m, is index i of its ``axis``."""
 
     tensor: Tensor
     m: int
@@ -26,16 +26,16 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """Random signs z for every target and, from H v, an unbiased sample of a quadratic per row.
+    """Random signs z for every target. From ``Hv`` they give an unbiased sample of q per row.
 
-    With ``form``, and q the expectation over z:
+    ``form`` says which v, and what q is in expectation over z:
 
     - ``"diagonal"``: v = z, ``q = 1/2 sum_j z_j theta_j^2 (Hz)_j``: of ``1/2 sum_j h_j theta_j^2``
       (Eq. 2 as AdaHessian has it).
-    - ``"weighted"``: v = z theta, ``q = 1/2 sum_j v_j (Hv)_j``: of the same. What two weights of
-      one row add to the variance is never more than above (``|2ab| <= a^2 + b^2``).
+    - ``"weighted"``: v = z theta, ``q = 1/2 sum_j v_j (Hv)_j``: of the same. Two weights of one row
+      add no more to the variance than above (``|2ab| <= a^2 + b^2``).
     - ``"rows"``: v = z_i theta, one sign per row: of ``1/2 theta_i^T H theta_i``, the whole
-      second-order term of removing row i, off-diagonal curvature included.
+      second-order term of removing row i, with off-diagonal curvature.
     """
 
     targets: Sequence[Target]
@@ -44,13 +44,13 @@ class Probe:
 
     @property
     def directions(self) -> Iterator[Tensor]:
-        """v, one after another, shaped like the targets and of their dtype."""
+        """v, target by target, with their shapes and dtypes."""
         for t, z in zip(self.targets, self.signs, strict=True):
             theta = t.tensor.detach()
             yield z.to(theta.dtype) if self.form == "diagonal" else z * theta
 
     def quadratic(self, products: Sequence[Tensor | None], twins: Twins) -> Tensor:
-        """q of every row from ``Hv``, or anything else that is linear in it: (2, rows) float64.
+        """q of every row from ``Hv``, or from anything linear in it: (2, rows) float64.
 
         None, for a target that the loss does not depend on, adds 0.
         """
@@ -66,11 +66,6 @@ class Probe:
                 terms = terms.movedim(t.axis, 0)
                 q[t.m, rows[t.l]] += 0.5 * terms.reshape(terms.shape[0], -1).sum(1)
         return q
-
-
-def mixed(seed: int, index: int) -> int:
-    """A seed for draw ``index`` of ``seed``, 32 bits: torch's CPU generator reads no more."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
 def draw(targets: Sequence[Target], form: Form, seed: int, index: int) -> Probe:
@@ -89,3 +84,10 @@ def draw(targets: Sequence[Target], form: Form, seed: int, index: int) -> Probe:
         )
         signs.append(2 * bits - 1)
     return Probe(targets, form, signs)
+
+
+def check_probes(probes: int) -> int:
+    """``probes``, or a ValueError."""
+    if probes < 1:
+        raise ValueError(f"probes={probes}; take at least one")
+    return probes

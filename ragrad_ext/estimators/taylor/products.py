@@ -23,15 +23,15 @@ class DoubleBackward:
 
     def __init__(self, loss: Tensor, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
-        # A once_differentiable function refuses the gradient of what it is given; a loss function
-        # at the very end would be given a constant.
+        # If the last operator is once_differentiable, it raises only when the gradient that it gets
+        # requires grad. So it gets one that does.
         seed = torch.ones_like(loss, requires_grad=True)
         with torch.enable_grad():
             # autograd.grad, not backward: .grad and the hooks of the step stay untouched
             self.grads = torch.autograd.grad(
                 loss, self.tensors, seed, create_graph=True, allow_unused=True
             )
-        # Behind a once_differentiable function torch gives no error, and no derivative.
+        # Through one in the middle of the graph torch gives no error, and no derivative.
         graph = consumers(g for g in self.grads if g is not None)
         if any(node.name().endswith("Error") for node in graph):
             raise RuntimeError("an operator is marked @once_differentiable")
@@ -58,15 +58,15 @@ def gradients_at(
     step: float,
     device: torch.device,
 ) -> tuple[Products, bool]:
-    """The closure's gradients at ``tensors + step directions``, and whether it drew at random.
+    """The closure's gradients at ``tensors + step directions``, and whether it drew random numbers.
 
-    Tensors, buffers and random state come back bit for bit, also after an exception. Two calls in
-    a row see the same dropout.
+    Tensors, buffers and random state are restored bit for bit, also after an exception. Two calls
+    in a row see the same dropout.
     """
     saved = [t.detach().clone() for t in tensors]
     try:
         for t, v in zip(tensors, directions, strict=True):
-            # .data: the step's own graph holds these tensors and must not see them move
+            # .data: the step's own graph holds these tensors and must not notice that they move
             t.data.add_(v, alpha=step)
         with undisturbed(device), torch.enable_grad():
             before = _random_state(device)
