@@ -4,10 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint docs wheel-check clean
+.PHONY: help install demo test check lint docs matrix matrix-quick clean
 
 help:             ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
 
 install: $(VENV)/.native  ## everything for development, in .venv
 
@@ -46,8 +46,11 @@ docs: install     ## write the tables, plots and signatures of the pages again
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m tests.lib.api_page
 
-wheel-check: install  ## build a wheel and use it beside two versions of torch (minutes, GB)
-	$(BIN)/python -m tests.lib.wheel_check
+matrix: install   ## one wheel beside every torch that is promised (an hour, 20 GB)
+	$(BIN)/python -m tests.lib.matrix
+
+matrix-quick: install  ## the same beside the oldest torch, the cheap part (minutes, 7 GB)
+	RAGRAD_CUDA=off $(BIN)/python -m tests.lib.matrix --quick
 
 clean:            ## remove what was built and trained here
 	rm -rf $(VENV) build dist runs *.egg-info ragrad_ext/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -19,6 +19,7 @@ from .tuning import Tuning, tuning
 
 ABSENT = -(1 << 40)  # in place of an address; not 0, so that all are 64 bits wide
 BATCH = 64  # addresses that one launch writes
+POINT: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}  # of that launch
 
 Record = tuple[Tensor, Tensor, Tensor, Tensor]  # cosine, gap, mask, strength
 Sums = tuple[Tensor, ...]  # dot, deviation, observed, twin_dots
@@ -69,7 +70,7 @@ class Group:
 
         for first in range(0, len(self.pointers), BATCH):
             batch = tuple((addresses + room)[first : first + BATCH])
-            triton_rows.point[(1,)](self.pointers, first, batch, BATCH, num_warps=1)
+            triton_rows.point[(1,)](self.pointers, first, batch, BATCH, **POINT)
 
 
 class Work(ABC):
@@ -181,9 +182,7 @@ class Work(ABC):
                 compiled = [kernel.warmup(*arguments, grid=(1,), **self.options(self.warps))]
                 batch = (ABSENT,) * BATCH
                 compiled.append(
-                    triton_rows.point.warmup(
-                        group.pointers, 0, batch, BATCH, grid=(1,), num_warps=1
-                    )
+                    triton_rows.point.warmup(group.pointers, 0, batch, BATCH, grid=(1,), **POINT)
                 )
                 for one in compiled:
                     getattr(one, "run", None)  # loads it onto the device
