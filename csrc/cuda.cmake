@@ -25,6 +25,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.1)  # kernel parameters of 32 KB
   return()
 endif()
 set(without_cuda "")
+drop_fast_math(CMAKE_CUDA_FLAGS CMAKE_CUDA_FLAGS_RELEASE)
 
 set(architectures ${RAGRAD_CUDA_ARCHITECTURES})
 if(NOT architectures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -50,12 +51,38 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+NON_FINITE = """
+import torch
+from ragrad_ext import Reliability, correct_
+
+tiny = torch.tensor(1e-310, dtype=torch.float64)
+assert float(tiny / 2) == 1e-310 / 2 > 0, "denormals are flushed"
+g = torch.Generator().manual_seed(0)
+rgb = [torch.randn(16, 9, generator=g) for _ in range(4)]
+ir = [torch.randn(16, 9, generator=g) - x for x in rgb]
+for l, bad in enumerate((float("inf"), -float("inf"), float("nan"))):
+    rgb[l][l, 5] = bad
+given = Reliability(*([torch.rand(16, generator=g) for _ in rgb] for _ in range(2)))
+new = [x.clone() for x in rgb + ir]
+found = correct_(new[:4], new[4:], given, backend="native")
+for l, (a, b) in enumerate(zip(new, rgb + ir, strict=True)):
+    assert torch.equal(a.view(torch.int32), b.view(torch.int32)) or l % 4 == 3, l
+assert found.count() == found.layer(3).mask.sum() > 0
+print("non-finite pairs are as they were")
+"""
+
+
 def test_an_isolated_build_has_the_compiled_module(checkout: Path, tmp_path: Path) -> None:
+    """And the right one, whatever the environment asks of the compiler."""
+    fast = "-Ofast -ffast-math -funsafe-math-optimizations"
     built = run(
         sys.executable, "-m", "build", "--outdir", tmp_path, checkout, cwd=tmp_path,
         RAGRAD_NATIVE="require", RAGRAD_WERROR="on", RAGRAD_CUDA="off",
+        CXXFLAGS=fast, CFLAGS=fast, LDFLAGS="-ffast-math",
     )  # fmt: skip
     assert built.returncode == 0, built.stdout
+    assert re.search(r"CMAKE_CXX_FLAGS had\s+-Ofast;-ffast-math;", built.stdout)
+    assert re.search(r"CMAKE_MODULE_LINKER_FLAGS had\s+-ffast-math", built.stdout)
     assert "CUDA kernels: none, RAGRAD_CUDA was off" in built.stdout
 
     (source,) = tmp_path.glob("*.tar.gz")
@@ -71,6 +98,8 @@ def test_an_isolated_build_has_the_compiled_module(checkout: Path, tmp_path: Pat
     said = run_installed(tmp_path / "site", "-c", code)
     assert str(tmp_path / "site") in said
     assert "RAGRAD_CUDA was off" in said
+    said = run_installed(tmp_path / "site", "-c", NON_FINITE)
+    assert said == "non-finite pairs are as they were\n"
 
 
 def test_without_a_compiler_the_installation_is_pure_python(checkout: Path, tmp_path: Path) -> None:

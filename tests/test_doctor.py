@@ -39,6 +39,36 @@ def test_a_backend_that_cannot_work_gives_its_reason(monkeypatch: pytest.MonkeyP
         backends.select("broken", torch.device("cpu"))
 
 
+WITHOUT_COMPILED_MODULE = """
+import sys, warnings
+sys.modules["ragrad_ext._native"] = None  # as if it was not there
+import torch
+from ragrad_ext import Reliability, correct_
+
+given = Reliability([torch.rand(3)], [torch.rand(3)])
+
+def step(backend):
+    return correct_([torch.randn(3, 4)], [torch.randn(3, 4)], given, backend=backend).mask
+
+compiled = torch.compile(step, fullgraph=True, backend="eager")
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    for call, backend in {calls}:
+        call(backend)
+        print([str(w.message) for w in found if "reference" in str(w.message)])
+"""
+
+
+@pytest.mark.parametrize("calls", ["(step, 'auto')", "(compiled, 'auto')"])
+def test_without_the_compiled_module_auto_warns_once(calls: str) -> None:
+    code = WITHOUT_COMPILED_MODULE.replace("{calls}", f"[(step, 'reference'), {calls}, {calls}]")
+    said = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert said[0] == "[]"
+    assert "the slow reference serves cpu" in said[1]
+    assert "RAGRAD_NATIVE=require pip install" in said[1]
+    assert said[2] == said[1]
+
+
 def test_importing_the_library_imports_neither_the_laboratory_nor_its_packages() -> None:
     code = (
         "import sys, ragrad_ext; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -52,6 +53,8 @@ def with_backend(name: str, device: torch.device, work: Callable[[Backend], T]) 
 def select(name: str, device: torch.device) -> Backend:
     """The named backend, or for ``"auto"`` the first that is usable on ``device``.
 
+    A warning, once, says why where ``"auto"`` comes down to the reference.
+
     Raises:
         ValueError: unknown name.
         RuntimeError: the backend that was named, or every one, cannot work here; and why.
@@ -62,10 +65,15 @@ def select(name: str, device: torch.device) -> Backend:
         raise ValueError(f'backend "{name}" is unknown; choose "auto" or one of {choices}')
     wanted = _preferred(device) if name == "auto" else (known[name],)
     reasons = {b.name: b.unusable(device) for b in wanted}
+    why = "; ".join(f'"{n}": {reason}' for n, reason in reasons.items() if reason is not None)
     for backend in wanted:
         if reasons[backend.name] is None:
+            if name == "auto" and backend.name == "reference":
+                _warn_once(
+                    f'the slow reference serves {device}: {why}. backend="reference" asks for it '
+                    "without this warning"
+                )
             return backend
-    why = "; ".join(f'"{n}": {reason}' for n, reason in reasons.items())
     raise RuntimeError(
         f"no usable backend on {device}: {why}. `python -m ragrad_ext doctor` shows what works here"
     )
@@ -74,3 +82,8 @@ def select(name: str, device: torch.device) -> Backend:
 def _preferred(device: torch.device) -> tuple[Backend, ...]:
     """What ``"auto"`` chooses from. Triton on a CPU is an interpreter: it must be named."""
     return tuple(b for b in BACKENDS if device.type != "cpu" or b.name != "triton")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
