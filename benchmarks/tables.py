@@ -67,7 +67,20 @@ CONTESTANTS = ("native", "compiled", "tuned", "loop")
 VARIANTS = ("no correction", "Gate", "the paper's estimate", "Gate, normalised by layer")
 OVERHEADS = ("RaGrad", "RaGrad, without sensitivity")
 
+
+def versions() -> str:
+    """The versions that `make matrix` tested."""
+    found = rows("versions")
+    pythons = ", ".join(dict.fromkeys(r["python"] for r in found))
+    beside = [f"torch {r['torch']} (triton {r['triton']}, numpy {r['numpy']})" for r in found]
+    return (
+        f"`make matrix` tested one wheel on Python {pythons} beside {', '.join(beside[:-1])} and "
+        f"{beside[-1]}, {found[-1]['date']}."
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "versions": versions,
     "gates": gates,
     "effectiveness-brief": lambda: effectiveness_tables.brief(real_networks(), ESTIMATORS),
     "effectiveness-judged": lambda: effectiveness_tables.judged(judged()),

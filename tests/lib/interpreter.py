@@ -54,3 +54,8 @@ def rounds() -> bool:
 def require_loops() -> None:
     if not loops():
         pytest.skip(f"{VERSIONS}: the interpreter cannot loop up to a bound that a kernel loaded")
+
+
+def require_rounding() -> None:
+    if not rounds():
+        pytest.skip(f"{VERSIONS}: the interpreter cuts float32 off instead of rounding to bfloat16")

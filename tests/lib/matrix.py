@@ -17,16 +17,16 @@ import os
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 from benchmarks import record
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "build" / "matrix"
-TOOLS = ("pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "setuptools>=77")
+TOOLS = "numpy>=1.26", "pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "setuptools>=77"
 CORE = (
     "tests/pairs",
     "tests/rules",
@@ -102,7 +102,7 @@ class Environment:
         return self.folder / "constraints.txt"
 
     def pip(self, *arguments: str | Path) -> None:
-        command = self.python, "-m", "pip", "install", "--quiet", *arguments
+        command = self.python, "-m", "pip", "install", "--quiet", "--no-compile", *arguments
         self.run(*command, cwd=self.folder, PIP_CONSTRAINT=str(self.constraints))
 
     def run(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:

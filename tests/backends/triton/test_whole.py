@@ -130,6 +130,10 @@ def test_steps_agree(scope: str, reliability: str) -> None:
 @pytest.mark.parametrize("history", ["ema", "cumulative"])
 @pytest.mark.parametrize("history_dtype", [torch.float32, torch.bfloat16])
 def test_steps_agree_for_every_history(history: str, history_dtype: torch.dtype) -> None:
+    if history_dtype == torch.bfloat16:
+        from ...lib.interpreter import require_rounding
+
+        require_rounding()  # a mean that is cut off is another one, and more so at every step
     assert compare_steps(3, history=history, history_dtype=history_dtype, alpha=0.5) > 5
 
 
