@@ -16,7 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import effectiveness_plot, effectiveness_tables, kernel_tables, plots, training_tables
+from . import (
+    effectiveness_plot,
+    effectiveness_tables,
+    kernel_tables,
+    plots,
+    training_tables,
+    version_tables,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -101,6 +108,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu"), "native"),
     "kernels-again": lambda: kernel_tables.models(rows("kernels_cpu_resnet50"), "native"),
     "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu"), "native"),
+    "versions": lambda: version_tables.tested(rows("versions")),
+    "versions-brief": lambda: version_tables.brief(rows("versions")),
     "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
 # One command each, so that they can run side by side.

@@ -1,0 +1,30 @@
+"""The tables of tested versions say what the matrix wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import version_tables
+
+
+def row(torch: str, triton: str, skipped: dict[str, int]) -> dict[str, Any]:
+    tests = {"core": {"passed": 412, "skipped": {}}, "native": {"passed": 7, "skipped": skipped}}
+    return {"torch": torch, "triton": triton, "numpy": "2.4.1", "python": "3.11.7", "tests": tests}
+
+
+ROWS = [row("2.10.0", "3.6.0", {"no GPU": 2, "no nvcc": 1}), row("2.15.0", "3.9.0", {})]
+
+
+def test_every_kind_of_tests_has_a_column() -> None:
+    assert version_tables.tested(ROWS).splitlines() == [
+        "| torch | triton | numpy | Python | core | native |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 2.10.0 | 3.6.0 | 2.4.1 | 3.11.7 | 412 passed | 7 passed, 3 skipped |",
+        "| 2.15.0 | 3.9.0 | 2.4.1 | 3.11.7 | 412 passed | 7 passed |",
+    ]
+
+
+def test_one_sentence_names_them_all() -> None:
+    assert version_tables.brief(ROWS) == (
+        "Tested with torch 2.10.0 (triton 3.6.0), 2.15.0 (triton 3.9.0), on Python 3.11.7."
+    )
