@@ -22,6 +22,7 @@ from ragrad_ext.detection.runs import Run
 from ragrad_ext.detection.settings import Settings
 
 from ..lib.folders import write_folder
+from ..lib.tolerances import BY_HAND
 
 TINY = Settings(epochs=1, scenes=4, width=96, height=96, device="cpu")
 
@@ -43,7 +44,7 @@ def test_results_by_hand() -> None:
     difference = found["differences"]["ragrad - none"]["overall"]["AP"]
     assert difference["by_seed"] == pytest.approx({0: 0.1, 1: 0.1})
     assert (difference["mean"], difference["n"]) == (pytest.approx(0.1), 2)
-    assert difference["std"] == pytest.approx(0, abs=1e-12)
+    assert difference["std"] == pytest.approx(0, abs=BY_HAND)
     assert [r["seconds"] for r in found["runs"]] == [2.5] * 4
     assert found["command"] == "the command"
     assert "seed" not in found["settings"]
