@@ -86,7 +86,7 @@ def test_condition_and_amount_leave_the_contents() -> None:
 
 
 def test_boxes_are_tight_around_what_the_objects_change() -> None:
-    """Where one object stands alone, its box is the extent of all that differs without it."""
+    """Where there is one object, its box is the extent of all that differs without it."""
     alone = 0
     for seed in range(40):
         clean, background, boxes = clean_street(seed)

@@ -64,14 +64,14 @@ def test_twice_the_size_by_hand() -> None:
     image = torch.stack([x.expand(10, 20)] * 3 + [y[:, None].expand(10, 20)])
     for seed in range(5):
         shown, after = fixed(2, visible=0)(image, target((9, 4, 11, 6)), dice(seed))
-        left, top = shown[0, 0, 9] - 4.75, shown[3, 4, 0] - 2.25  # pixel j lies at (j + 0.5) / 2
+        left, top = shown[0, 0, 9] - 4.75, shown[3, 4, 0] - 2.25  # pixel j is at (j + 0.5) / 2
         assert shown.shape == image.shape
         assert left == round(float(left))
         assert torch.allclose(shown[0, 0, 1:-1], left + (torch.arange(1, 19) + 0.5) / 2)
         assert torch.allclose(shown[3, 1:-1, 0], top + (torch.arange(1, 9) + 0.5) / 2)
         x1, y1, x2, y2 = ((v - o) * 2 for v, o in zip((9, 4, 11, 6), (left, top) * 2, strict=True))
         expected = [min(max(v, 0), m) for v, m in zip((x1, y1, x2, y2), (20, 10) * 2, strict=True)]
-        assert after["boxes"].tolist() in ([expected], [])  # [] if the window lies beside the box
+        assert after["boxes"].tolist() in ([expected], [])  # [] if the window is beside the box
 
 
 def test_half_the_size_by_hand() -> None:
