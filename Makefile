@@ -25,7 +25,7 @@ $(VENV)/.native: $(VENV)/.installed setup.py CMakeLists.txt $(wildcard csrc/*)
 	    $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-demo: install     ## train with and without RaGrad on generated scenes, write the report
+demo: install     ## train with and without RaGrad on generated scenes (minutes), write a report
 	$(BIN)/python -m ragrad_ext demo --out runs/demo
 
 test: install lint  ## lint, types and every test

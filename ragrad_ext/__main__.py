@@ -12,7 +12,9 @@ from .version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ragrad_ext", description=__doc__.split(": ")[1])
+    parser = argparse.ArgumentParser(
+        prog="ragrad_ext", description="RaGrad: what works here, and training with and without it."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser("doctor", help="versions, devices, and which backends work here")

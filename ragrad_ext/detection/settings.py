@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from ragrad_ext import FiniteDifference, Gate, Hutchinson
 from ragrad_ext.estimators.research import Fisher
-from ragrad_ext.repa import Kind, Scope
+from ragrad_ext.repa import Scope
 
 Method = Literal["none", "ragrad"]
 Detector = Literal["fcos", "retinanet", "fasterrcnn"]
 Backbone = Literal["light", "resnet18", "resnet50"]
 Optimizer = Literal["adamw", "sgd"]
+Reliability = Literal["both", "effectiveness", "sensitivity"]  # Table 3 of the paper
 
 # name -> (estimator of Eq. 1, whether it draws probes: those take `every` and `seed`)
 ESTIMATORS: dict[str, tuple[Any, bool]] = {
@@ -52,15 +53,15 @@ Allowed = tuple[str, ...] | Range | None
 
 
 def about(
-    text: str, allowed: Allowed = None, *, place: bool = False, ragrad: bool = False
+    text: str, allowed: Allowed = None, *, place: bool = False, argument: str = ""
 ) -> dict[str, Any]:
     """What is to be known about a field of `Settings`.
 
     `text` is its help. `allowed` are its values: names, a range of numbers, or None for any. An
-    option of `place` says where a run computes, not what: it may change when a run is resumed. One
-    of `ragrad` is the argument of `ragrad_ext.RaGrad` of the same name.
+    option of `place` says where a run computes, not what: it may change when a run is resumed.
+    `argument` names the argument of `ragrad_ext.RaGrad` that gets the value.
     """
-    return {"help": text, "allowed": allowed, "place": place, "ragrad": ragrad}
+    return {"help": text, "allowed": allowed, "place": place, "argument": argument}
 
 
 @dataclass(frozen=True)
@@ -147,18 +148,22 @@ class Settings:
     )
     alpha: float = field(
         default=0.95,
-        metadata=about("RaGrad: decay of the sensitivity, Eq. 4", Range(below=1), ragrad=True),
+        metadata=about("RaGrad: decay of the sensitivity, Eq. 4", Range(below=1), argument="alpha"),
     )
-    reliability: Kind = field(
+    reliability: Reliability = field(
         default="both",
-        metadata=about("RaGrad: both factors of Eq. 5 or one of them", get_args(Kind), ragrad=True),
+        metadata=about(
+            "RaGrad: both factors of Eq. 5 or one of them",
+            get_args(Reliability),
+            argument="reliability",
+        ),
     )
     scope: Scope = field(
         default="model",
         metadata=about(
             "RaGrad: Eq. 3 normalises over the model or over each layer",
             get_args(Scope),
-            ragrad=True,
+            argument="scope",
         ),
     )
 
@@ -178,9 +183,9 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def ragrad_options(self) -> dict[str, Any]:
-        """The options that `ragrad_ext.RaGrad` takes as they are."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["ragrad"]}
+    def ragrad_arguments(self) -> dict[str, Any]:
+        """The arguments of `ragrad_ext.RaGrad` that are settings as they are."""
+        return {a: getattr(self, f.name) for f in fields(self) if (a := f.metadata["argument"])}
 
     @classmethod
     def load(cls, path: Path) -> Settings:

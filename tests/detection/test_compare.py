@@ -22,6 +22,7 @@ from ragrad_ext.detection.runs import Run
 from ragrad_ext.detection.settings import Settings
 
 from ..lib.folders import write_folder
+from ..lib.tolerances import BY_HAND
 
 TINY = Settings(epochs=1, scenes=4, width=96, height=96, device="cpu")
 
@@ -43,7 +44,7 @@ def test_results_by_hand() -> None:
     difference = found["differences"]["ragrad - none"]["overall"]["AP"]
     assert difference["by_seed"] == pytest.approx({0: 0.1, 1: 0.1})
     assert (difference["mean"], difference["n"]) == (pytest.approx(0.1), 2)
-    assert difference["std"] == pytest.approx(0, abs=1e-12)
+    assert difference["std"] == pytest.approx(0, abs=BY_HAND)
     assert [r["seconds"] for r in found["runs"]] == [2.5] * 4
     assert found["command"] == "the command"
     assert "seed" not in found["settings"]
@@ -99,27 +100,28 @@ def test_every_folder_is_checked_before_the_first_run(
         compare(TINY, tmp_path, seeds=(0, 1), resume=True)
 
 
-def test_every_image_is_decoded_once_whatever_the_number_of_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_folder(tmp_path / "data", train=4, val=2)
-    opened: Counter[str] = Counter()
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each image file was decoded."""
+    found: Counter[str] = Counter()
     convert = Image.Image.convert
 
     def counted(self: Image.Image, *args: Any, **kwargs: Any) -> Image.Image:
-        if filename := getattr(self, "filename", ""):
-            opened[Path(filename).relative_to(tmp_path).as_posix()] += 1
+        if name := getattr(self, "filename", ""):
+            found[name] += 1
         return convert(self, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "convert", counted)
+    return found
+
+
+def test_compare_from_end_to_end(tmp_path: Path, decoded: Counter[str]) -> None:
+    write_folder(tmp_path / "data", train=4, val=2)
     settings = TINY.change(data=str(tmp_path / "data"))
-    compare(settings, tmp_path / "out", seeds=(0, 1), examples=1, progress=False)
-    assert set(opened.values()) == {1}
-    assert len(opened) == 2 * (4 + 2)  # two images a pair
-
-
-def test_compare_from_end_to_end(tmp_path: Path) -> None:
-    report, answer = compare(TINY, tmp_path, seeds=(0, 1), examples=1, progress=False)
+    report, answer = compare(settings, tmp_path, seeds=(0, 1), examples=1, progress=False)
+    # Once for four runs and a report, both images of each pair.
+    assert set(decoded.values()) == {1}
+    assert len(decoded) == 2 * (4 + 2)
     assert report == tmp_path / "report.html"
     assert "over 2 seeds" in answer
     assert "<html" in report.read_text()
@@ -138,7 +140,7 @@ def test_compare_from_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "ragrad-seed1" / "checkpoint.pt").unlink()
     report.unlink()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.json")}
-    compare(TINY, tmp_path, seeds=(0, 1), examples=1, resume=True, progress=False)
+    compare(settings, tmp_path, seeds=(0, 1), examples=1, resume=True, progress=False)
     again = json.loads((tmp_path / "results.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert [r["ap"] for r in again["runs"]] == [r["ap"] for r in found["runs"]]

@@ -157,7 +157,7 @@ def _precision_charts(results: Results) -> list[tuple[str, str]]:
             for m, of in values.items()
         }
         names = [f"seed {seed}" for seed in results.seeds]
-        words = "AP of each seed; a line joins what is paired."
+        words = "AP of each seed; a line joins the two methods of a seed."
         found.append((dots(names, by_seed, "AP", words), words))
     if results.conditions:
         means, seeds = {}, {}
@@ -165,7 +165,7 @@ def _precision_charts(results: Results) -> list[tuple[str, str]]:
             columns = [results.values(method, c).values() for c in results.conditions]
             seeds[look] = np.array([list(column) for column in columns]).T
             means[look] = np.array([spread(column).mean for column in columns])
-        words = "AP by condition" + ": mean over seeds, single seeds faint" * several + "."
+        words = "AP by condition" + ": mean over seeds; small marks: single seeds" * several + "."
         found.append((dots(results.conditions, means, "AP", words, seeds), words))
     return found
 
@@ -179,7 +179,8 @@ def _curves(results: Results) -> list[str]:
         if series := results.curves(key):
             several = any(len(curves) > 1 for _, curves in series)
             ends = ", ".join(f"{look.label} {_last(curves):.3f}" for look, curves in series)
-            caption = f"{words}{'; single seeds thin, their mean thick' * several}. Last: {ends}."
+            thin = " Thin lines are single seeds, the thick line is their mean." * several
+            caption = f"{words}.{thin} Last: {ends}."
             items.append((lines(series, axis, caption), caption))
     return [chart_row(*items)] if items else []
 
@@ -210,7 +211,7 @@ def _layers(results: Results) -> list[str]:
             "conflict (Eq. 6), mean over logged steps and seeds. First layer on top."
         )
         epochs = f"the last {found.tail} epochs" if found.tail > 1 else "the last epoch"
-        several = "; single seeds faint" * (len(found.rgb) > 1)
+        several = "; small marks are single seeds" * (len(found.rgb) > 1)
         reliability = f"Mean reliability R by layer over {epochs}{several}."
         seeds = {RGB: found.rgb, IR: found.ir}
         parts += [

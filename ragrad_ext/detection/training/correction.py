@@ -24,7 +24,7 @@ def make_ragrad(model: Any, settings: Settings) -> RaGrad:
         model.backbone.rgb,
         model.backbone.ir,
         effectiveness=estimator(**options),
-        **settings.ragrad_options(),
+        **settings.ragrad_arguments(),
     )
 
 

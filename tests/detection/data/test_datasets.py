@@ -128,6 +128,18 @@ def test_large_folders_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatc
             dataset[0]
 
 
+def test_images_that_do_not_fit_into_shared_memory_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("No space left on device")
+
+    dataset = PairedFolder(folder, None)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(ValueError, match=r"do not fit into shared memory .*No space.*--jobs 1"):
+        dataset.share_memory_()
+
+
 # ---- bad folders -----------------------------------------------------------------------------
 
 

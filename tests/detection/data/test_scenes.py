@@ -20,6 +20,8 @@ from ragrad_ext.detection.data.scenes import (
     street,
 )
 
+from ...lib.tolerances import BY_HAND, NOISE_MEAN, NOISE_STD
+
 SIZE = (160, 128)
 MODALITIES = {"rgb": slice(0, 3), "ir": slice(3, 4)}
 AMOUNTS = (0.0, 0.3, 0.6, 0.8, 1.0)
@@ -84,7 +86,7 @@ def test_condition_and_amount_leave_the_contents() -> None:
 
 
 def test_boxes_are_tight_around_what_the_objects_change() -> None:
-    """Where one object stands alone, its box is the extent of all that differs without it."""
+    """Where there is one object, its box is the extent of all that differs without it."""
     alone = 0
     for seed in range(40):
         clean, background, boxes = clean_street(seed)
@@ -150,9 +152,9 @@ def test_degrade_by_hand(amount: float) -> None:
     clean[:, :, 200:] = 0.3
     image = degrade(rng(0), clean, np.full((1, 1, 1), 0.5, np.float32), amount)
     left, right = image[:, :, :190], image[:, :, 210:]  # away from the edge, which blurs
-    assert left.mean() == pytest.approx(0.5 + 0.2 * (1 - amount), abs=1e-3)
-    assert right.mean() == pytest.approx(0.5 - 0.2 * (1 - amount), abs=1e-3)
-    assert left.std() == pytest.approx(NOISE + NOISE_GAIN * amount, rel=0.02)
+    assert left.mean() == pytest.approx(0.5 + 0.2 * (1 - amount), abs=NOISE_MEAN)
+    assert right.mean() == pytest.approx(0.5 - 0.2 * (1 - amount), abs=NOISE_MEAN)
+    assert left.std() == pytest.approx(NOISE + NOISE_GAIN * amount, rel=NOISE_STD)
 
 
 def visibility(image: Array, clean: Array, background: Array, boxes: Array) -> float:
@@ -197,7 +199,7 @@ def test_contrast_to_noise_falls_with_degradation(modality: str) -> None:
             x1, y1, x2, y2 = boxes[0].astype(int)
             ratios[i] += np.sqrt(np.square(with_ - without)[:, y1:y2, x1:x2].mean()) / noise
     assert (np.diff(ratios) < 0).all(), ratios
-    assert ratios[-1] == pytest.approx(0, abs=1e-6)
+    assert ratios[-1] == pytest.approx(0, abs=BY_HAND)
 
 
 def test_forcing_one_modality_leaves_the_other() -> None:

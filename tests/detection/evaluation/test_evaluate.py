@@ -66,12 +66,12 @@ def test_one_miss_of_two() -> None:
     assert result == pytest.approx(dict.fromkeys(("AP", "AP50", "AP75"), 51 / 101))
 
 
-def test_a_false_positive_ahead_of_the_hit_halves_precision_and_one_behind_costs_nothing() -> None:
+def test_a_false_positive_before_the_hit_halves_precision_and_one_after_costs_nothing() -> None:
     truth = [boxes([BOX], [1])]
-    ahead = overall(truth, [found([FAR, BOX], [1, 1], [0.9, 0.8])])
-    behind = overall(truth, [found([FAR, BOX], [1, 1], [0.7, 0.8])])
-    assert ahead["AP"] == pytest.approx(1 / 2)
-    assert behind["AP"] == pytest.approx(1)
+    before = overall(truth, [found([FAR, BOX], [1, 1], [0.9, 0.8])])
+    after = overall(truth, [found([FAR, BOX], [1, 1], [0.7, 0.8])])
+    assert before["AP"] == pytest.approx(1 / 2)
+    assert after["AP"] == pytest.approx(1)
 
 
 def test_overlap_counts_at_low_thresholds_only() -> None:
@@ -81,7 +81,7 @@ def test_overlap_counts_at_low_thresholds_only() -> None:
 
 
 def test_wrong_class_counts_for_neither() -> None:
-    # Class 1 misses its object; class 2 finds one of one, its false positive ranks behind.
+    # Class 1 misses its object; class 2 finds one of one, its false positive ranks after it.
     result = overall([boxes(**BOTH)], [found([FAR, BOX], [2, 2], [0.9, 0.8])])
     assert result["AP"] == pytest.approx(1 / 2)
     assert overall([boxes([BOX], [1])], [found([BOX], [2])])["AP"] == 0

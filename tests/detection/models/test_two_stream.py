@@ -195,12 +195,10 @@ def test_an_image_without_four_channels_is_refused(channels: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("detector", "steps"), [("fcos", 60), ("retinanet", 60), ("fasterrcnn", 60)]
-)
-def test_it_learns_four_images_by_heart(detector: str, steps: int) -> None:
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_it_learns_four_images_by_heart(detector: str) -> None:
     model, data = build(detector, num_classes=2), Rectangles()
-    train(model, data, steps)
+    train(model, data, steps=35)
     assert average_precision(data, detect(model, data))["overall"]["AP50"] > 0.9
 
 

@@ -27,6 +27,8 @@ from ragrad_ext.detection.report.results import Results
 from ragrad_ext.detection.report.statistics import Paired, paired, points, spread
 from ragrad_ext.detection.runs import LayerHistory, Run
 
+from ...lib.tolerances import BY_HAND, QUANTILE
+
 CLASSES = ("person", "car")
 METHODS = ("none", "ragrad")
 VOID = {"meta", "br", "path", "rect", "image", "use"}
@@ -133,7 +135,7 @@ def written(tmp_path: Path, runs: list[Run], *args: Any, **kwargs: Any) -> tuple
 def test_student_quantiles_are_those_of_the_tables(freedom: int, quantile: float) -> None:
     pairs = Paired(tuple(range(freedom + 1)), tuple(map(float, range(freedom + 1))))
     found = pairs.margin / pairs.spread.std * math.sqrt(freedom + 1)
-    assert found == pytest.approx(quantile, abs=5e-5)
+    assert found == pytest.approx(quantile, abs=QUANTILE)
 
 
 def test_spread_leaves_out_what_is_not_defined() -> None:
@@ -148,8 +150,8 @@ def test_a_paired_interval_by_hand() -> None:
     pairs = paired({0: 0.31, 1: 0.32, 2: 0.33, 9: 1.0}, {2: 0.3, 1: 0.3, 0: 0.3, 5: 1.0})
     assert pairs.seeds == (0, 1, 2)
     assert pairs.spread == pytest.approx((0.02, 0.01, 3))
-    assert pairs.margin == pytest.approx(0.024841, abs=1e-6)
-    assert pairs.interval == pytest.approx((-0.004841, 0.044841), abs=1e-6)
+    assert pairs.margin == pytest.approx(0.024841, abs=BY_HAND)
+    assert pairs.interval == pytest.approx((-0.004841, 0.044841), abs=BY_HAND)
 
 
 @pytest.mark.parametrize(
