@@ -24,8 +24,8 @@ class GraphChange:
         self.twins = twins
         self.last: Surroundings | None = None
 
-    def seen(self, loss: Tensor) -> bool:
-        """Whether the graph of ``loss`` differs. A loss without paired weights never does."""
+    def changed(self, loss: Tensor) -> bool:
+        """Whether this graph differs from the last one. One without paired weights does not count."""
         now = surroundings(loss, self.twins)
         if now is None:
             return False
