@@ -25,7 +25,7 @@ class GraphChange:
         self.last: Surroundings | None = None
 
     def changed(self, loss: Tensor) -> bool:
-        """Whether this graph differs from the last one. One without paired weights does not count."""
+        """Whether this graph differs from the last one that had paired weights; so must this one."""
         now = surroundings(loss, self.twins)
         if now is None:
             return False
