@@ -25,7 +25,10 @@ class GraphChange:
         self.last: Surroundings | None = None
 
     def changed(self, loss: Tensor) -> bool:
-        """Whether this graph differs from the last one that had paired weights; so must this one."""
+        """Whether the graph of ``loss`` differs from the last one.
+
+        Only graphs with paired weights count; a teacher's, for example, changes nothing.
+        """
         now = surroundings(loss, self.twins)
         if now is None:
             return False
