@@ -99,14 +99,14 @@ def audited(model: Network, images: Tensor, labels: Tensor) -> dict[str, Any]:
     truth = torch.cat([*removed.rgb, *removed.ir])
     here = loss()
     places = [at_places(stage, here) for m in (model.rgb, model.ir) for stage in stages(m)]
-    scores = {name: torch.cat([p.get(name, p["row"]) for p in places]) for name in PLACES}
+    effect = {name: torch.cat([p.get(name, p["row"]) for p in places]) for name in PLACES}
     gate = Gate()
     ragrad = RaGrad(pairs, effectiveness=gate)
     model.zero_grad()
     ragrad.backward(loss())
     ragrad.correct_()
     assert ragrad.repa.effect is not None
-    scores["Gate"] = ragrad.repa.effect.flatten()
+    effect["Gate"] = ragrad.repa.effect.flatten()
     assert gate.places is not None
     rows = Counter[str]()
     for side in gate.places:
@@ -115,7 +115,7 @@ def audited(model: Network, images: Tensor, labels: Tensor) -> dict[str, Any]:
     return {
         "rows": len(truth),
         "loss": here.item(),
-        "spearman": {name: float(spearmanr(truth, scores[name]).statistic) for name in ESTIMATES},
+        "spearman": {name: float(spearmanr(truth, effect[name]).statistic) for name in ESTIMATES},
         "gate_rows": dict(rows),
     }
 

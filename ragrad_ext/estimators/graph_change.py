@@ -24,8 +24,11 @@ class GraphChange:
         self.twins = twins
         self.last: Surroundings | None = None
 
-    def seen(self, loss: Tensor) -> bool:
-        """Whether the graph of ``loss`` differs. A loss without paired weights never does."""
+    def changed(self, loss: Tensor) -> bool:
+        """Whether the graph of ``loss`` differs from the last one.
+
+        Only graphs with paired weights count; a teacher's, for example, changes nothing.
+        """
         now = surroundings(loss, self.twins)
         if now is None:
             return False

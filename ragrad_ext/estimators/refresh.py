@@ -23,13 +23,13 @@ from .schedule import Schedule
 class Refreshed(Effectiveness):
     """A number per row that is measured on some steps (a refresh) and held in between.
 
-    A new estimator of this kind writes one of these, and nothing else:
+    A new estimator of this kind writes one of two methods:
 
     - ``from_graph(loss, closure)`` measures one micro-batch before its backward;
-    - ``from_closure(closure)`` measures it after its backward, from the closure alone;
+    - ``from_closure(closure)`` measures it after its backward, from the closure alone.
 
-    and where it must, ``complete(measured, bucket)`` and ``estimate(bucket, sums)``. `Repa` calls
-    the other methods; they stay as they are.
+    If it must, it also overrides ``complete`` and ``estimate``. It leaves the other methods alone;
+    `Repa` calls them.
 
     A refresh is summed over the micro-batches of its step, as the gradient is. If it runs out of
     memory it is dropped, with one warning, and the step goes on as if no refresh had been due.
@@ -43,7 +43,8 @@ class Refreshed(Effectiveness):
     Attributes:
         held: what was measured, (2, rows) float64: q of Eq. 2 unless the subclass says otherwise.
         step: the number of the current step, from 0.
-        layers: the pairs that this step measures.
+        part, layers: the part of a refresh that this step measures (None: none), and its pairs.
+        measured: the parts that were measured since the start, or since the model changed.
         taken: (2, rows) int64, how many refreshes each row's value is a mean of.
         dropped: () int64, how many row values were not finite, or absent, and left ``held`` as it
             was.
@@ -86,7 +87,7 @@ class Refreshed(Effectiveness):
     @property
     def whole(self) -> bool:
         """Whether every part has been measured."""
-        return len(self.measured) == self.schedule.spread
+        return self.measured >= set(range(self.schedule.spread))
 
     def needed(self, closure: Closure | None) -> Closure:
         """The closure, or a RuntimeError that says which estimators do without one."""
@@ -106,7 +107,7 @@ class Refreshed(Effectiveness):
         self.held = torch.zeros(2, twins.layout.rows, dtype=torch.float64, device=twins.device)
         self.taken = torch.zeros_like(self.held, dtype=torch.int64)
         self.dropped = torch.zeros((), dtype=torch.int64, device=twins.device)
-        self.measured: set[int] = set()  # parts
+        self.measured: set[int] = set()
         self._graph = GraphChange(twins)
         self._begin_step()
 
@@ -135,7 +136,7 @@ class Refreshed(Effectiveness):
         if not self.layers:  # more parts than pairs
             self._add(torch.zeros_like(self.held))
             return
-        if self._sum is None and self._graph.seen(loss):
+        if self._sum is None and self._graph.changed(loss):
             warnings.warn(
                 f"the model has changed since {type(self).__name__} last measured: other operators "
                 "use the paired weights. Earlier measurements are dropped",

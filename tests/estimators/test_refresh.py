@@ -79,6 +79,18 @@ def test_a_spread_refresh_measures_pairs_in_turn() -> None:
     assert values == [pytest.approx(row) for row in expected]
 
 
+def test_a_run_that_was_measured_in_parts_may_resume_without_them() -> None:
+    parts = Told(1.0, 2.0, every=2, spread=2)
+    model, ragrad = watched(parts)
+    step(ragrad, model, 0)
+    step(ragrad, model, 0)
+    whole = Told(3.0, every=4)
+    _, resumed = watched(whole)
+    resumed.load_state_dict(ragrad.state_dict())
+    assert whole.whole
+    assert torch.equal(whole.held, parts.held)
+
+
 @pytest.mark.parametrize(
     "make",
     [
