@@ -24,7 +24,7 @@ EXTRA = ("torchvision", "pycocotools", "matplotlib", "tqdm", "PIL", "scipy")
 FIELDS = {field.name: field for field in fields(Settings)}
 METHODS = FIELDS["method"].metadata["allowed"]
 # Small enough for minutes on two cores, long enough to find most objects.
-DEMO = Settings(epochs=8, scenes=160, width=128, height=96, evaluate_every=4)
+DEMO = Settings(epochs=8, scenes=128, width=128, height=96, evaluate_every=4)
 
 
 def add_commands(subparsers: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -45,7 +45,39 @@ def test_the_library_needs_nothing_of_the_laboratory() -> None:
     )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ragrad_ext" / "detection").rglob("*.py")))
-def test_the_laboratory_uses_no_private_name_of_the_library(path: Path) -> None:
-    words = path.read_text().split()
-    assert not [word for word in words if word.startswith("ragrad_ext._")]
+def imports(path: Path) -> Iterator[str]:
+    """The absolute names of what a file imports, "module.name"."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*start, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+LABORATORY = sorted((ROOT / "ragrad_ext" / "detection").rglob("*.py"))
+LIBRARY = sorted({*(ROOT / "ragrad_ext").rglob("*.py")} - {*LABORATORY})
+
+
+def test_the_laboratory_imports_public_names_of_the_library() -> None:
+    names = {name for path in LABORATORY for name in imports(path)}
+    library = {n for n in names if n.startswith("ragrad_ext.") and ".detection" not in n}
+    assert library
+    assert not [
+        name
+        for name in library
+        if any(p.startswith("_") for p in name.split(".")) and name != "ragrad_ext.__version__"
+    ]
+
+
+def test_only_the_command_line_imports_the_laboratory() -> None:
+    found = {p.name for p in LIBRARY for name in imports(p) if ".detection" in name}
+    assert found == {"__main__.py"}
+
+
+def test_training_imports_nothing_of_the_report() -> None:
+    training = [p for p in LABORATORY if p.parent.name in ("training", "data", "models")]
+    assert len(training) > 10
+    assert not [name for p in training for name in imports(p) if ".detection.report" in name]
