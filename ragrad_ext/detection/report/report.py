@@ -100,8 +100,8 @@ def _precision(results: Results) -> list[str]:
         groups.append((condition.capitalize(), rows))
     counts = ", ".join(f"{results.label(m)} n = {len(runs)}" for m, runs in results.runs.items())
     text = (
-        "COCO average precision in [0, 1]; AP is its mean over IoU 0.50 to 0.95. "
-        f"Mean ± sample standard deviation over seeds ({counts}"
+        "The table shows COCO average precision in [0, 1]; AP is its mean over IoU 0.50 to 0.95. "
+        f"Numbers are mean ± sample standard deviation over seeds ({counts}"
         f"{': a single seed has no spread' * (len(results.seeds) == 1)})."
     )
     if results.others and len(results.seeds) > 1:
@@ -235,10 +235,10 @@ def _detections(examples: Sequence[Example], results: Results, classes: Sequence
     if not examples:
         return []
     text = (
-        f"Detections that score at least {SCORE}, matched one to one by descending score at an IoU "
-        "of 0.5. A wrong class overlaps an unmatched object of another class. Other "
-        f"detections are false positives (the {MOST_FALSE} with the highest scores are drawn); "
-        "other objects are missed. Hover over a box to read its class and score."
+        f"Detections with a score of at least {SCORE} are matched with objects one to one, by "
+        "descending score, at an IoU of 0.5. A wrong class overlaps an unmatched object of another "
+        f"class. Other detections are false positives (the {MOST_FALSE} with the highest scores "
+        "are drawn); other objects are missed. Hover over a box to read its class and score."
     )
     shown = [
         panels.detections(f"example{i}", example, results.look, classes, SCORE)
@@ -254,8 +254,9 @@ def _saliency(examples: Sequence[Example], results: Results, classes: Sequence[s
     if not shown:
         return []
     text = (
-        "Where each detector looks. Gradient saliency: how much a pixel of one modality moves the "
-        "evidence for the detections; both modalities of a method share one scale. LayerCAM: "
-        "which places of the fused features carry that evidence. Thin boxes are the ground truth."
+        "These maps show where each detector looks. Gradient saliency measures how much a pixel of "
+        "one modality changes the evidence for the detections; both modalities of a method share "
+        "one scale. LayerCAM shows which places of the fused features carry that evidence. Thin "
+        "boxes are the ground truth."
     )
     return [note(text), panels.ramp("0", "1, the largest value of the scale"), *shown]
