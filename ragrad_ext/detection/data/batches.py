@@ -29,7 +29,7 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[li
 
 
 class Augmented(Dataset[Sample]):
-    """`dataset` with an augmentation whose dice depend on (seed, epoch, image) only."""
+    """`dataset` with an augmentation that depends on (seed, epoch, image) only."""
 
     def __init__(
         self, dataset: PairedImages, augment: Augment | None, seed: int, epoch: int

@@ -56,7 +56,7 @@ class PairedAugment:
     def __call__(
         self, image: Tensor, target: Target, generator: Generator
     ) -> tuple[Tensor, Target]:
-        """The augmented (4, H, W) and its target; those given stay as they are."""
+        """The augmented (4, H, W) and its target; the arguments are not changed."""
         dice = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
         height, width = image.shape[1:]
         out_width, out_height = self.crop or (width, height)

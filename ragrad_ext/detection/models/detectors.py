@@ -24,10 +24,13 @@ MAX_DETECTIONS = 100  # an image; COCO counts no more
 
 
 def fcos(backbone: TwoStreamBackbone, num_labels: int) -> nn.Module:
-    """One point per cell; an object belongs to the level by its reach (0-64, 64-128, above).
+    """torchvision's FCOS with one point per cell.
 
-    The four distances pass a ReLU. torchvision starts them around 0, from where a whole side of
-    every box can die for many epochs: they start at one cell instead.
+    An object's level follows from the longest distance of a point to a side of its box: up to 64
+    pixels, up to 128, or more.
+
+    The four distances pass a ReLU. torchvision starts them around 0, where one side of every box
+    may get no gradient for many epochs. Here they start at one cell.
     """
     points = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
     model = FCOS(

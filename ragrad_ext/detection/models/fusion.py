@@ -10,7 +10,7 @@ Levels = OrderedDict[str, Tensor]  # a pyramid: name -> (B, C, H, W), fine to co
 
 
 class Fuse(nn.Module):
-    """Adds two pyramids level by level. A forward hook here sees what the two streams agree on."""
+    """Adds two pyramids level by level. A forward hook here sees the fused features."""
 
     def forward(self, rgb: Levels, ir: Levels) -> Levels:
         return OrderedDict((name, rgb[name] + ir[name]) for name in rgb)

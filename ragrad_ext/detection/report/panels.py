@@ -65,7 +65,7 @@ def _triangle(x: float, y: float, letter: str) -> str:
 
 
 class Layout:
-    """Finds room for labels: what is placed keeps clear of what was placed before, if it can."""
+    """Places labels so that they do not overlap earlier ones, where there is room."""
 
     def __init__(self, height: float) -> None:
         self.height = height
