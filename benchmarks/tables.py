@@ -75,19 +75,7 @@ VARIANTS = ("no correction", "Gate", "the paper's estimate", "Gate, normalised b
 OVERHEADS = ("RaGrad", "RaGrad, without sensitivity")
 
 
-def versions() -> str:
-    """The versions that `make matrix` tested."""
-    found = rows("versions")
-    pythons = ", ".join(dict.fromkeys(r["python"] for r in found))
-    beside = [f"torch {r['torch']} (triton {r['triton']}, numpy {r['numpy']})" for r in found]
-    return (
-        f"`make matrix` tested one wheel on Python {pythons} beside {', '.join(beside[:-1])} and "
-        f"{beside[-1]}, {found[-1]['date']}."
-    )
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "versions": versions,
     "gates": gates,
     "effectiveness-brief": lambda: effectiveness_tables.brief(real_networks(), ESTIMATORS),
     "effectiveness-judged": lambda: effectiveness_tables.judged(judged()),
@@ -108,8 +96,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels-models": lambda: kernel_tables.models(rows("kernels_cpu"), "native"),
     "kernels-again": lambda: kernel_tables.models(rows("kernels_cpu_resnet50"), "native"),
     "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu"), "native"),
-    "versions": lambda: version_tables.tested(rows("versions")),
-    "versions-brief": lambda: version_tables.brief(rows("versions")),
+    "versions": lambda: version_tables.sentence(rows("versions")),
+    "versions-tests": lambda: version_tables.tests(rows("versions")),
     "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
 # One command each, so that they can run side by side.

@@ -1,4 +1,4 @@
-"""The tables of the versions that were tested, from the rows that ``tests.lib.matrix`` wrote."""
+"""What the pages say of tested versions, from the rows that ``tests.lib.matrix`` wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Row = dict[str, Any]
 PACKAGES = ("torch", "triton", "numpy")
 
 
-def tested(rows: list[Row]) -> str:
+def tests(rows: list[Row]) -> str:
     """Versions down; for each kind of tests, how many passed and how many were skipped."""
     kinds = list(rows[0]["tests"])
     heads = [*PACKAGES, "Python", *kinds]
@@ -21,11 +21,14 @@ def tested(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def brief(rows: list[Row]) -> str:
-    """One sentence."""
-    versions = ", ".join(f"{row['torch']} (triton {row['triton']})" for row in rows)
-    pythons = ", ".join(sorted({row["python"] for row in rows}))
-    return f"Tested with torch {versions}, on Python {pythons}."
+def sentence(rows: list[Row]) -> str:
+    """The versions that `make matrix` tested, oldest first."""
+    pythons = ", ".join(dict.fromkeys(row["python"] for row in rows))
+    beside = [f"torch {r['torch']} (triton {r['triton']}, numpy {r['numpy']})" for r in rows]
+    return (
+        f"`make matrix` tested one wheel on Python {pythons} beside {', '.join(beside[:-1])} and "
+        f"{beside[-1]}, {rows[-1]['date']}."
+    )
 
 
 def _outcome(tests: Row) -> str:
