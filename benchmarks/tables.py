@@ -75,19 +75,7 @@ VARIANTS = ("no correction", "Gate", "the paper's estimate", "Gate, normalised b
 OVERHEADS = ("RaGrad", "RaGrad, without sensitivity")
 
 
-def versions() -> str:
-    """The versions that `make matrix` tested."""
-    found = rows("versions")
-    pythons = ", ".join(dict.fromkeys(r["python"] for r in found))
-    beside = [f"torch {r['torch']} (triton {r['triton']}, numpy {r['numpy']})" for r in found]
-    return (
-        f"`make matrix` tested one wheel on Python {pythons} beside {', '.join(beside[:-1])} and "
-        f"{beside[-1]}, {found[-1]['date']}."
-    )
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "versions": versions,
     "gates": gates,
     "effectiveness-brief": lambda: effectiveness_tables.brief(real_networks(), ESTIMATORS),
     "effectiveness-judged": lambda: effectiveness_tables.judged(judged()),
