@@ -3,9 +3,10 @@
     python -m tests.lib.matrix              all; writes benchmarks/results/versions.json
     python -m tests.lib.matrix --quick      the oldest alone, the cheap part; writes nothing
 
-Builds the wheel as a release would, without torch in the build's environment, and installs it from
-its package into an environment for each torch. Those are kept in build/matrix/, some GB each. The
-tests there are a copy of tests/, out of reach of this checkout: what they import is the wheel.
+Builds the wheel as a release would, without CUDA kernels and without torch in the build's environment,
+and installs it from its package into an environment for each torch. Those are kept in build/matrix/,
+some GB each, and tested side by side. The tests there are a copy of tests/, out of reach of this
+checkout: what they import is the wheel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -141,7 +143,7 @@ class Environment:
         report = self.folder / "report.xml"
         options = "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"
         said = self.run(self.python, "-m", "pytest", *options, *arguments, **environment)
-        print(said.splitlines()[-1], flush=True)
+        print(f"{self.folder.name}: {said.splitlines()[-1]}", flush=True)
         cases = list(ElementTree.parse(report).iter("testcase"))
         skips = Counter(s.get("message", "") for case in cases for s in case.iter("skipped"))
         return {"passed": len(cases) - skips.total(), "skipped": dict(skips)}
@@ -158,7 +160,8 @@ def build_wheel() -> Path:
     folder = HOME / "wheel"
     shutil.rmtree(folder, ignore_errors=True)
     command = sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)
-    subprocess.run(command, check=True, env=os.environ | {"RAGRAD_NATIVE": "require"})
+    settings = {"RAGRAD_NATIVE": "require", "RAGRAD_CUDA": "off"}
+    subprocess.run(command, check=True, env=os.environ | settings)
     (wheel,) = folder.glob("*.whl")
     print(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
     return wheel
@@ -192,7 +195,8 @@ def main() -> None:
         if quick:
             check_quickly(Environment(VERSIONS[0], wheel))
         else:
-            rows = [check(Environment(version, wheel)) for version in VERSIONS]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                rows = list(pool.map(lambda version: check(Environment(version, wheel)), VERSIONS))
             record.write(ROOT / "benchmarks/results/versions.json", "tests.lib.matrix", rows)
     except Failed as error:
         sys.exit(str(error))
