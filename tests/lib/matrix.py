@@ -3,10 +3,10 @@
     python -m tests.lib.matrix              all; writes benchmarks/results/versions.json
     python -m tests.lib.matrix --quick      the oldest alone, the cheap part; writes nothing
 
-Builds the wheel as a release would, without CUDA kernels and without torch in the build's environment,
-and installs it from its package into an environment for each torch. Those are kept in build/matrix/,
-some GB each, and tested side by side. The tests there are a copy of tests/, out of reach of this
-checkout: what they import is the wheel.
+Builds the wheel as a release would, without CUDA kernels and without torch in the build's
+environment, and installs it from its package into an environment for each torch. Those are kept in
+build/matrix/, some GB each, and tested side by side. The tests there are a copy of tests/, out of
+reach of this checkout: what they import is the wheel.
 """
 
 from __future__ import annotations
