@@ -28,7 +28,14 @@ from benchmarks import record
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "build" / "matrix"
-TOOLS = "numpy>=1.26", "pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "setuptools>=77"
+PACKAGES = (  # that the wheel and its tests need
+    "numpy>=1.26",
+    "torchvision",
+    "pytest>=8",
+    "pytest-benchmark>=5",
+    "hypothesis>=6.100",
+    "setuptools>=77",
+)
 CORE = (
     "tests/pairs",
     "tests/rules",
@@ -88,7 +95,7 @@ class Environment:
 
     def install(self, version: Version) -> None:
         """The packages, unless they are there."""
-        wanted = "\n".join([f"torch=={version.torch}", *TOOLS, *version.constraints]) + "\n"
+        wanted = "\n".join([f"torch=={version.torch}", *PACKAGES, *version.constraints]) + "\n"
         kept = self.folder / "installed.txt"
         if kept.is_file() and kept.read_text() == wanted:
             return
@@ -96,7 +103,7 @@ class Environment:
         self.run(sys.executable, "-m", "venv", self.folder, cwd=ROOT)
         # In place of a constraint of the machine, which may name another torch.
         self.constraints.write_text("\n".join([*version.constraints, ""]))
-        self.pip(f"torch=={version.torch}", *TOOLS)
+        self.pip(f"torch=={version.torch}", *PACKAGES)
         kept.write_text(wanted)
 
     @property
