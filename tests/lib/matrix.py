@@ -31,6 +31,7 @@ HOME = ROOT / "build" / "matrix"
 PACKAGES = (  # that the wheel and its tests need
     "numpy>=1.26",
     "torchvision",
+    "tqdm>=4.66",
     "pytest>=8",
     "pytest-benchmark>=5",
     "hypothesis>=6.100",
@@ -49,6 +50,7 @@ CORE = (
 NATIVE = "tests/backends/test_native.py", "tests/backends/test_operators.py"
 TRITON = "tests/backends/triton"
 AHEAD = "tests/backends/triton/test_compile.py"
+FAST = "-m", "not slow and not data"
 KERNELS = {"correct", "observe", "conclude", "point"}
 
 ABOUT = """
@@ -90,7 +92,8 @@ class Environment:
         self.pip("--force-reinstall", "--no-deps", wheel)
         shutil.rmtree(self.tests, ignore_errors=True)
         leave = shutil.ignore_patterns("__pycache__", "*.so")
-        shutil.copytree(ROOT / "tests", self.tests / "tests", ignore=leave)
+        for name in ("tests", "docs"):  # a test reads a page
+            shutil.copytree(ROOT / name, self.tests / name, ignore=leave)
         shutil.copy(ROOT / "pyproject.toml", self.tests)  # how pytest is run
 
     def install(self, version: Version) -> None:
@@ -177,7 +180,7 @@ def build_wheel() -> Path:
 def check_quickly(environment: Environment) -> None:
     environment.about()
     environment.doctor()
-    environment.pytest("-m", "not slow", "tests/rules", "tests/test_correct.py", NATIVE[0])
+    environment.pytest(*FAST, "tests/rules", "tests/test_correct.py", NATIVE[0])
     environment.compile_ahead()
 
 
@@ -185,9 +188,9 @@ def check(environment: Environment) -> dict[str, Any]:
     about = environment.about()
     environment.doctor()
     tests = {
-        "core": environment.pytest("-m", "not slow", *CORE),
-        "native": environment.pytest("-m", "not slow", *NATIVE),
-        "triton, interpreted": environment.pytest("-m", "not slow", TRITON, TRITON_INTERPRET="1"),
+        "core": environment.pytest(*FAST, *CORE),
+        "native": environment.pytest(*FAST, *NATIVE),
+        "triton, interpreted": environment.pytest(*FAST, TRITON, TRITON_INTERPRET="1"),
         "triton, compiled ahead": environment.pytest(AHEAD),
     }
     return {**about, "date": datetime.date.today().isoformat(), "tests": tests}
@@ -202,7 +205,7 @@ def main() -> None:
         if quick:
             check_quickly(Environment(VERSIONS[0], wheel))
         else:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(len(VERSIONS)) as pool:
                 rows = list(pool.map(lambda version: check(Environment(version, wheel)), VERSIONS))
             record.write(ROOT / "benchmarks/results/versions.json", "tests.lib.matrix", rows)
     except Failed as error:
