@@ -3,9 +3,10 @@
     python -m tests.lib.matrix              all; writes benchmarks/results/versions.json
     python -m tests.lib.matrix --quick      the oldest alone, the cheap part; writes nothing
 
-Builds the wheel as a release would, without torch in the build's environment, and installs it from
-its package into an environment for each torch. Those are kept in build/matrix/, some GB each. The
-tests there are a copy of tests/, out of reach of this checkout: what they import is the wheel.
+Builds the wheel as a release would, without CUDA kernels and without torch in the build's
+environment, and installs it from its package into an environment for each torch. Those are kept in
+build/matrix/, some GB each, and tested side by side. The tests there are a copy of tests/, out of
+reach of this checkout: what they import is the wheel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -26,7 +28,15 @@ from benchmarks import record
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "build" / "matrix"
-TOOLS = "numpy>=1.26", "pytest>=8", "pytest-benchmark>=5", "hypothesis>=6.100", "setuptools>=77"
+PACKAGES = (  # that the wheel and its tests need
+    "numpy>=1.26",
+    "torchvision",
+    "tqdm>=4.66",
+    "pytest>=8",
+    "pytest-benchmark>=5",
+    "hypothesis>=6.100",
+    "setuptools>=77",
+)
 CORE = (
     "tests/pairs",
     "tests/rules",
@@ -40,6 +50,7 @@ CORE = (
 NATIVE = "tests/backends/test_native.py", "tests/backends/test_operators.py"
 TRITON = "tests/backends/triton"
 AHEAD = "tests/backends/triton/test_compile.py"
+FAST = "-m", "not slow and not data"
 KERNELS = {"correct", "observe", "conclude", "point"}
 
 ABOUT = """
@@ -81,12 +92,13 @@ class Environment:
         self.pip("--force-reinstall", "--no-deps", wheel)
         shutil.rmtree(self.tests, ignore_errors=True)
         leave = shutil.ignore_patterns("__pycache__", "*.so")
-        shutil.copytree(ROOT / "tests", self.tests / "tests", ignore=leave)
+        for name in ("tests", "docs"):  # a test reads a page
+            shutil.copytree(ROOT / name, self.tests / name, ignore=leave)
         shutil.copy(ROOT / "pyproject.toml", self.tests)  # how pytest is run
 
     def install(self, version: Version) -> None:
         """The packages, unless they are there."""
-        wanted = "\n".join([f"torch=={version.torch}", *TOOLS, *version.constraints]) + "\n"
+        wanted = "\n".join([f"torch=={version.torch}", *PACKAGES, *version.constraints]) + "\n"
         kept = self.folder / "installed.txt"
         if kept.is_file() and kept.read_text() == wanted:
             return
@@ -94,7 +106,7 @@ class Environment:
         self.run(sys.executable, "-m", "venv", self.folder, cwd=ROOT)
         # In place of a constraint of the machine, which may name another torch.
         self.constraints.write_text("\n".join([*version.constraints, ""]))
-        self.pip(f"torch=={version.torch}", *TOOLS)
+        self.pip(f"torch=={version.torch}", *PACKAGES)
         kept.write_text(wanted)
 
     @property
@@ -141,7 +153,7 @@ class Environment:
         report = self.folder / "report.xml"
         options = "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"
         said = self.run(self.python, "-m", "pytest", *options, *arguments, **environment)
-        print(said.splitlines()[-1], flush=True)
+        print(f"{self.folder.name}: {said.splitlines()[-1]}", flush=True)
         cases = list(ElementTree.parse(report).iter("testcase"))
         skips = Counter(s.get("message", "") for case in cases for s in case.iter("skipped"))
         return {"passed": len(cases) - skips.total(), "skipped": dict(skips)}
@@ -158,7 +170,8 @@ def build_wheel() -> Path:
     folder = HOME / "wheel"
     shutil.rmtree(folder, ignore_errors=True)
     command = sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)
-    subprocess.run(command, check=True, env=os.environ | {"RAGRAD_NATIVE": "require"})
+    settings = {"RAGRAD_NATIVE": "require", "RAGRAD_CUDA": "off"}
+    subprocess.run(command, check=True, env=os.environ | settings)
     (wheel,) = folder.glob("*.whl")
     print(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
     return wheel
@@ -167,7 +180,7 @@ def build_wheel() -> Path:
 def check_quickly(environment: Environment) -> None:
     environment.about()
     environment.doctor()
-    environment.pytest("-m", "not slow", "tests/rules", "tests/test_correct.py", NATIVE[0])
+    environment.pytest(*FAST, "tests/rules", "tests/test_correct.py", NATIVE[0])
     environment.compile_ahead()
 
 
@@ -175,9 +188,9 @@ def check(environment: Environment) -> dict[str, Any]:
     about = environment.about()
     environment.doctor()
     tests = {
-        "core": environment.pytest("-m", "not slow", *CORE),
-        "native": environment.pytest("-m", "not slow", *NATIVE),
-        "triton, interpreted": environment.pytest("-m", "not slow", TRITON, TRITON_INTERPRET="1"),
+        "core": environment.pytest(*FAST, *CORE),
+        "native": environment.pytest(*FAST, *NATIVE),
+        "triton, interpreted": environment.pytest(*FAST, TRITON, TRITON_INTERPRET="1"),
         "triton, compiled ahead": environment.pytest(AHEAD),
     }
     return {**about, "date": datetime.date.today().isoformat(), "tests": tests}
@@ -192,7 +205,8 @@ def main() -> None:
         if quick:
             check_quickly(Environment(VERSIONS[0], wheel))
         else:
-            rows = [check(Environment(version, wheel)) for version in VERSIONS]
+            with ThreadPoolExecutor(len(VERSIONS)) as pool:
+                rows = list(pool.map(lambda version: check(Environment(version, wheel)), VERSIONS))
             record.write(ROOT / "benchmarks/results/versions.json", "tests.lib.matrix", rows)
     except Failed as error:
         sys.exit(str(error))
