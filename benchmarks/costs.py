@@ -82,6 +82,6 @@ def _plain(subject: Subject) -> None:
 def _bound(subject: Subject, make: Callable[[], Effectiveness]) -> RaGrad:
     """After a first step, which traces and fills memory that later steps find there."""
     # no sensitivity: a history as large as the weights for each would only fill memory
-    ragrad = RaGrad(subject.rgb, subject.ir, effectiveness=make(), reliability="effectiveness")
+    ragrad = RaGrad(subject.rgb, subject.ir, effectiveness=make(), factors="effectiveness")
     step(subject, ragrad)
     return ragrad

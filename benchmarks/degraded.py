@@ -103,7 +103,7 @@ class Run:
         self.data, self.model = data, model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         self.ragrad = RaGrad(model.backbone.rgb, model.backbone.ir)
-        self.repas = {kind: self.repa(reliability=kind) for kind in FACTORS}
+        self.repas = {kind: self.repa(factors=kind) for kind in FACTORS}
 
     def repa(self, **how: Any) -> Repa:
         return Repa(self.ragrad.pairs.rgb, self.ragrad.pairs.ir, **how)
@@ -125,7 +125,7 @@ class Run:
         """Look at other images, of which nothing is kept: no weight and no statistic changes."""
         states = {name: repa.state_dict() for name, repa in self.repas.items()}
         buffers = [b.clone() for b in self.model.buffers()]
-        paper = self.repa(reliability="effectiveness", effectiveness=Hutchinson(1, every=1))
+        paper = self.repa(factors="effectiveness", effectiveness=Hutchinson(1, every=1))
         seen = Means({**self.repas, "effectiveness, Eq. 2": paper}, self.ragrad.pairs)
         for batch in torch.arange(len(data)).split(BATCH)[:batches]:
             self.optimizer.zero_grad()

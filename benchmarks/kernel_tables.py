@@ -14,10 +14,7 @@ Row = dict[str, Any]
 
 def label(name: str) -> str:
     """A contestant as the tables call it: a peer by its label, a backend by its name."""
-    if name in PEERS:
-        return PEERS[name].label
-    backend = name.removesuffix("_two_launches")
-    return f"`{backend}`" if backend == name else f"`{backend}` in two launches"
+    return PEERS[name].label if name in PEERS else f"`{name}`"
 
 
 def contestants(rows: list[Row]) -> str:

@@ -26,11 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ragrad_ext import Conflicts, correct_
-from ragrad_ext.backends import BACKENDS, Backend
-from ragrad_ext.backends.native import Native
-from ragrad_ext.backends.triton.backend import Triton
-from ragrad_ext.rules.ragrad import Options
+from ragrad_ext import correct_
+from ragrad_ext.backends import BACKENDS
 
 from . import agreement, record, shapes
 from .peers import PEERS
@@ -39,11 +36,6 @@ from .twins import Twins
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CONFLICTS = (0.0, 0.1, 0.25)  # real detectors: about 0.1
-# The plain variants on a GPU, which one launch must beat.
-TWO_LAUNCHES: dict[str, Backend] = {
-    "triton_two_launches": Triton(two_launches=True),
-    "native_two_launches": Native(two_launches=True),
-}
 # A loop takes about a second a call there, a compilation about a minute a shape.
 ONLY_ON = {"loop": ("resnet50", "tiny_53"), "compiled": ("resnet50", "tiny_53")}
 # Calls of several seconds beyond; a step, foreach and pcgrad hold every layer several times.
@@ -83,16 +75,12 @@ def names(kind: str, shape: str, device: torch.device) -> list[str]:
     """Every backend that works on the device, and the peers, where they fit."""
     found = [b.name for b in BACKENDS if b.unusable(device) is None]
     if kind == "correct":
-        if device.type == "cuda":
-            found += [name for name, b in TWO_LAUNCHES.items() if b.unusable(device) is None]
         found += PEERS
     return [name for name in found if _fits(name, shape)]
 
 
 def contender(kind: str, name: str, twins: Twins) -> Contender:
     """A call of a backend or a peer on the twins."""
-    if name in TWO_LAUNCHES:
-        return Contender(partial(corrected_by, TWO_LAUNCHES[name], twins), twins.restore_)
     if name not in PEERS:
         stats = twins.reliability if kind == "correct" else twins.repa()
         call = partial(correct_, twins.rgb, twins.ir, stats, backend=name)
@@ -101,14 +89,6 @@ def contender(kind: str, name: str, twins: Twins) -> Contender:
     if name == "pcgrad":  # rewrites every row
         grads, restore_ = twins.copy()
     return Contender(partial(PEERS[name].correct_, *grads, twins.reliability.values), restore_)
-
-
-@torch.no_grad()
-def corrected_by(backend: Backend, twins: Twins) -> Conflicts:
-    """What `correct_` does, by a backend that it has no name for."""
-    given = twins.reliability
-    bucket = given.buckets.bucket(twins.rgb, twins.ir, given.device)
-    return backend.correct_(bucket, given.values, Options())
 
 
 @cache

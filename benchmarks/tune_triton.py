@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from ragrad_ext.backends import History
-from ragrad_ext.backends.contract import Unavailable
+from ragrad_ext.backends import Unavailable
 from ragrad_ext.backends.triton import tuning as triton_tuning
 from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.backends.triton.tuning import TABLE, Tuning
+from ragrad_ext.rows.bucket import Bucket, Buckets
+from ragrad_ext.rows.sums import History
+from ragrad_ext.rules import RaGradRule
 
 from . import record, shapes
-from .kernels import corrected_by
 from .timing import Contender, kernel_seconds
 from .twins import Twins
 
@@ -94,15 +95,21 @@ def cost_on(device: torch.device, tuned: Tuning) -> float:
 
 
 def contender(kind: str, twins: Twins) -> Contender:
-    backend = Triton()
+    """One call of a verb on the twins: "correct" decides and applies by their reliability."""
+    backend, bucket, r = Triton(), bucket_of(twins), twins.reliability.values
     if kind == "correct":
-        return Contender(partial(corrected_by, backend, twins), twins.restore_)
-    given = twins.reliability
-    bucket = given.buckets.bucket(twins.rgb, twins.ir, given.device)
+        call = partial(backend.decide_and_apply_, bucket, r, RaGradRule())
+        return Contender(call, twins.restore_)
     weights = [g.clone() for g in twins.rgb], [g.clone() for g in twins.ir]
     mean = [g.float() for g in twins.rgb], [g.float() for g in twins.ir]
-    w = torch.full((2, given.layout.rows), 0.05, dtype=torch.float64, device=given.device)
-    return Contender(partial(backend.observe_, bucket, weights, History(mean, w)), lambda: None)
+    step_size = torch.full_like(r, 0.05, dtype=torch.float64)
+    history = History(mean, step_size)
+    return Contender(partial(backend.observe_, bucket, weights, history), lambda: None)
+
+
+def bucket_of(twins: Twins) -> Bucket:
+    layout = twins.reliability.layout
+    return Buckets(layout, [0] * len(twins.rgb)).bucket(twins.rgb, twins.ir, twins.rgb[0].device)
 
 
 def rendered(source: str, table: dict[tuple[int, int], Tuning]) -> str:

@@ -3,9 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <mutex>
+#include <type_traits>
 
 #include "cpu.h"
-#include "table.h"
+#include "reader.h"
 #ifdef RAGRAD_CUDA
 #include "cuda.h"
 #endif
@@ -15,65 +16,11 @@ namespace py = pybind11;
 namespace ragrad {
 namespace {
 
-// Reads torch tensors through the table of C functions that their type offers.
-class Reader {
- public:
-  explicit Reader(py::object tensor_type) : type_(std::move(tensor_type)) {
-    py::object capsule = type_.attr("__dlpack_c_exchange_api__");
-    api_ = static_cast<const dlpack::ExchangeApi*>(
-        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (!api_) throw py::error_already_set();
-    if (api_->version.major != 1) {
-      throw std::runtime_error("this torch speaks DLPack " + std::to_string(api_->version.major) +
-                               ", the native backend speaks DLPack 1");
-    }
-  }
-
-  dlpack::Tensor operator()(PyObject* object) const {
-    if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(type_.ptr()))) {
-      throw py::type_error(std::string("expected a tensor, found ") + Py_TYPE(object)->tp_name);
-    }
-    dlpack::Tensor tensor;
-    if (api_->tensor_from_object(object, &tensor) != 0) throw py::error_already_set();
-    return tensor;
-  }
-
-  void operator()(const py::sequence& objects, Tensors& out) const {
-    const auto fast = py::reinterpret_steal<py::object>(
-        PySequence_Fast(objects.ptr(), "expected a list of tensors"));
-    if (!fast) throw py::error_already_set();
-    const auto n = size_t(PySequence_Fast_GET_SIZE(fast.ptr()));
-    PyObject** items = PySequence_Fast_ITEMS(fast.ptr());
-    out.resize(n);
-    for (size_t l = 0; l < n; ++l) {
-      if (items[l] == Py_None) {
-        out[l].reset();
-      } else {
-        out[l] = (*this)(items[l]);
-      }
-    }
-  }
-
-  // The memory of a whole tensor that Python has just made for this call; null for None.
-  template <class T>
-  T* memory(const py::object& object) const {
-    if (object.is_none()) return nullptr;
-    const dlpack::Tensor tensor = (*this)(object.ptr());
-    return reinterpret_cast<T*>(static_cast<char*>(tensor.data) + tensor.byte_offset);
-  }
-
-  void* stream(dlpack::Device device) const {
-    void* stream = nullptr;
-    if (api_->current_stream(device.type, device.id, &stream) != 0) throw py::error_already_set();
-    return stream;
-  }
-
-  const py::object& type() const { return type_; }
-
- private:
-  py::object type_;
-  const dlpack::ExchangeApi* api_;
-};
+#ifdef RAGRAD_CUDA
+#define RAGRAD_ON_CUDA(verb) &cuda::verb
+#else
+#define RAGRAD_ON_CUDA(verb) nullptr
+#endif
 
 const Kernels& kernels_named(const std::string& name) {
   for (const Kernels* kernels : cpu::usable_kernels()) {
@@ -93,9 +40,9 @@ std::string cuda_unusable(int device) {
 }
 
 // A row table together with what each device keeps for it.
-class Twins {
+class RowTable {
  public:
-  Twins(py::object tensor_type, std::vector<int64_t> channels, std::vector<int64_t> axes)
+  RowTable(py::object tensor_type, std::vector<int64_t> channels, std::vector<int64_t> axes)
       : read_(std::move(tensor_type)), table_(std::move(channels), std::move(axes)) {}
 
   bool take(const py::sequence& rgb, const py::sequence& ir) {
@@ -126,64 +73,69 @@ class Twins {
     workspace_version_ = table_.version();
   }
 
-  // two_launches: of CUDA, the plain variant that the benchmark measures the other by.
-  void correct(const py::object& reliability, const py::object& dots, const py::object& cosine,
-               const py::object& gap, const py::object& mask, const py::object& strength,
-               bool dual, bool blend, double eps, const std::string& isa, int threads,
-               bool two_launches) {
-    const Correction args{{dual, blend, eps},
-                          read_.memory<const float>(reliability),
-                          read_.memory<const double>(dots),
-                          read_.memory<float>(cosine),
-                          read_.memory<float>(gap),
-                          read_.memory<bool>(mask),
-                          read_.memory<float>(strength)};
-    if (table_.device().type == dlpack::kCPU) {
-      const Kernels& kernels = kernels_named(isa);
-      const Quiet quiet(*this);
-      return plan_.correct(table_, args, kernels, threads);
-    }
-#ifdef RAGRAD_CUDA
-    void* const workspace = read_.memory<void>(workspace_);
-    void* const stream = read_.stream(table_.device());
-    const Quiet quiet(*this);
-    (two_launches ? cuda::correct_two_launches : cuda::correct)(table_, args, workspace, stream);
-#else
-    (void)two_launches;
-    throw std::runtime_error(cuda_unusable(0));
-#endif
+  void observe(const py::object& step_size, const py::object& gram, const py::object& g_theta,
+               const py::object& deviation, const py::object& observed,
+               const std::string& instruction_set, int threads) {
+    const int64_t rows = table_.rows();
+    const Observation args{read_.memory_or_null<const double>(step_size, "step_size", 2 * rows),
+                           read_.memory<double>(gram, "gram", 3 * rows),
+                           read_.memory<double>(g_theta, "g_theta", 2 * rows),
+                           read_.memory<double>(deviation, "deviation", 2 * rows),
+                           read_.memory<bool>(observed, "observed", 2 * rows)};
+    run(args, instruction_set, threads, &cpu::Plan::observe, RAGRAD_ON_CUDA(observe));
   }
 
-  void observe(const py::object& weight, const py::object& dots, const py::object& dot,
-               const py::object& deviation, const py::object& observed, const std::string& isa,
-               int threads) {
-    const Observation args{read_.memory<const double>(weight), read_.memory<double>(dots),
-                           read_.memory<double>(dot), read_.memory<double>(deviation),
-                           read_.memory<bool>(observed)};
-    if (table_.device().type == dlpack::kCPU) {
-      const Kernels& kernels = kernels_named(isa);
-      const Quiet quiet(*this);
-      return plan_.observe(table_, args, kernels, threads);
-    }
-#ifdef RAGRAD_CUDA
-    void* const workspace = read_.memory<void>(workspace_);
-    void* const stream = read_.stream(table_.device());
-    const Quiet quiet(*this);
-    cuda::observe(table_, args, workspace, stream);
-#else
-    throw std::runtime_error(cuda_unusable(0));
-#endif
+  void apply(const py::object& mix, const std::string& instruction_set, int threads) {
+    const Mixing args{read_.memory<const double>(mix, "mix", 4 * table_.rows())};
+    run(args, instruction_set, threads, &cpu::Plan::apply, RAGRAD_ON_CUDA(apply));
+  }
+
+  void decide_and_apply(const py::object& reliability, const py::object& gram,
+                        const py::object& cosine, const py::object& gap, const py::object& mask,
+                        const py::object& strength, bool dual, bool blend, double eps,
+                        const std::string& instruction_set, int threads) {
+    const int64_t rows = table_.rows();
+    const Correction args{{dual, blend, eps},
+                          read_.memory<const float>(reliability, "reliability", 2 * rows),
+                          read_.memory_or_null<const double>(gram, "gram", 3 * rows),
+                          read_.memory<float>(cosine, "cosine", rows),
+                          read_.memory<float>(gap, "gap", rows),
+                          read_.memory<bool>(mask, "mask", rows),
+                          read_.memory<float>(strength, "strength", rows)};
+    run(args, instruction_set, threads, &cpu::Plan::decide_and_apply,
+        RAGRAD_ON_CUDA(decide_and_apply));
   }
 
   py::tuple state() const { return py::make_tuple(read_.type(), table_.channels(), table_.axes()); }
 
  private:
-  // While this lives other Python threads run, and no other call on these twins does.
-  struct Quiet {
-    explicit Quiet(Twins& twins) : one_at_a_time(twins.busy_) {}
+  // While this exists, other Python threads run, and no other call on these twins does.
+  struct WithoutTheGil {
+    explicit WithoutTheGil(RowTable& twins) : one_at_a_time(twins.busy_) {}
     py::gil_scoped_release others_may_run;
     std::lock_guard<std::mutex> one_at_a_time;
   };
+
+  // One verb on the device of the gradients.
+  template <class Args>
+  void run(const Args& args, const std::string& instruction_set, int threads,
+           void (cpu::Plan::*on_cpu)(const Table&, const Args&, const Kernels&, int),
+           std::common_type_t<void (*)(const Table&, const Args&, void*, void*)> on_cuda) {
+    if (table_.device().type == dlpack::kCPU) {
+      const Kernels& kernels = kernels_named(instruction_set);
+      const WithoutTheGil section(*this);
+      return (plan_.*on_cpu)(table_, args, kernels, threads);
+    }
+    if (!on_cuda) throw std::runtime_error(cuda_unusable(0));
+    if (workspace_.is_none() || missing_workspace() > 0) {
+      throw std::invalid_argument("set_workspace has not been called for these gradients");
+    }
+    const dlpack::Tensor memory = read_(workspace_.ptr());
+    void* const workspace = static_cast<char*>(memory.data) + memory.byte_offset;
+    void* const stream = read_.stream(table_.device());
+    const WithoutTheGil section(*this);
+    on_cuda(table_, args, workspace, stream);
+  }
 
   void read(const py::sequence& rgb, const py::sequence& ir) {
     read_(rgb, rgb_);
@@ -194,9 +146,10 @@ class Twins {
   Table table_;
   cpu::Plan plan_;
   std::mutex busy_;
-  py::object workspace_;  // on a CUDA device: the memory between the blocks of a launch
+  py::object workspace_ =
+      py::none();                  // on a CUDA device: the memory between the blocks of a launch
   int64_t workspace_version_ = 0;  // of the table it was made for
-  Tensors rgb_, ir_;  // of the latest call; kept for their memory
+  Tensors rgb_, ir_;               // of the latest call; kept for their memory
 };
 
 std::vector<std::string> instruction_sets() {
@@ -212,26 +165,40 @@ PYBIND11_MODULE(_native, m) {
   m.def("instruction_sets", instruction_sets, "What this machine can run, the fastest first.");
   m.def("cuda_unusable", cuda_unusable, py::arg("device"),
         "Why the CUDA kernels cannot run on a device; empty if they can.");
-  py::class_<Twins>(m, "Twins", "The rows of paired tensors, remembered from call to call.")
+  py::class_<RowTable>(m, "RowTable", "The rows of paired tensors, remembered from call to call.")
       .def(py::init<py::object, std::vector<int64_t>, std::vector<int64_t>>(),
            py::arg("tensor_type"), py::arg("channels"), py::arg("axes"))
-      .def("take", &Twins::take, py::arg("rgb"), py::arg("ir"),
+      .def("take", &RowTable::take, py::arg("rgb"), py::arg("ir"),
            "Take gradients if only their addresses differ from those that were set; else False.")
-      .def("set", &Twins::set, py::arg("rgb"), py::arg("ir"), "Take checked gradients.")
-      .def("attach_weights", [](Twins& self, const py::sequence& rgb,
-                                const py::sequence& ir) { self.attach(kWeight, rgb, ir); })
-      .def("attach_mean", [](Twins& self, const py::sequence& rgb,
-                             const py::sequence& ir) { self.attach(kMean, rgb, ir); })
-      .def("missing_workspace", &Twins::missing_workspace)
-      .def("set_workspace", &Twins::set_workspace)
-      .def("correct", &Twins::correct)
-      .def("observe", &Twins::observe)
-      .def(py::pickle([](const Twins& self) { return self.state(); },
+      .def("set", &RowTable::set, py::arg("rgb"), py::arg("ir"), "Take checked gradients.")
+      .def(
+          "attach_weights",
+          [](RowTable& self, const py::sequence& rgb, const py::sequence& ir) {
+            self.attach(kWeight, rgb, ir);
+          },
+          py::arg("rgb"), py::arg("ir"))
+      .def(
+          "attach_mean",
+          [](RowTable& self, const py::sequence& rgb, const py::sequence& ir) {
+            self.attach(kMean, rgb, ir);
+          },
+          py::arg("rgb"), py::arg("ir"))
+      .def("missing_workspace", &RowTable::missing_workspace)
+      .def("set_workspace", &RowTable::set_workspace, py::arg("memory"))
+      .def("observe", &RowTable::observe, py::kw_only(), py::arg("step_size"), py::arg("gram"),
+           py::arg("g_theta"), py::arg("deviation"), py::arg("observed"),
+           py::arg("instruction_set"), py::arg("threads"))
+      .def("apply", &RowTable::apply, py::kw_only(), py::arg("mix"), py::arg("instruction_set"),
+           py::arg("threads"))
+      .def("decide_and_apply", &RowTable::decide_and_apply, py::kw_only(), py::arg("reliability"),
+           py::arg("gram"), py::arg("cosine"), py::arg("gap"), py::arg("mask"), py::arg("strength"),
+           py::arg("dual"), py::arg("blend"), py::arg("eps"), py::arg("instruction_set"),
+           py::arg("threads"))
+      .def(py::pickle([](const RowTable& self) { return self.state(); },
                       [](const py::tuple& state) {
-                        return std::make_unique<Twins>(
-                            state[0].cast<py::object>(),
-                            state[1].cast<std::vector<int64_t>>(),
-                            state[2].cast<std::vector<int64_t>>());
+                        return std::make_unique<RowTable>(state[0].cast<py::object>(),
+                                                          state[1].cast<std::vector<int64_t>>(),
+                                                          state[2].cast<std::vector<int64_t>>());
                       }));
 }
 

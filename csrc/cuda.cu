@@ -6,7 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "cuda_correct.cuh"
+#include "cuda_apply.cuh"
+#include "cuda_decide_and_apply.cuh"
 #include "cuda_observe.cuh"
 #include "cuda_plan.h"
 
@@ -69,12 +70,11 @@ void launch(Kernel<Args> kernel, Args& args, uint32_t blocks, void* stream) {
 }
 
 // Calls flush() for launches that together hold every layer that belongs to them. Layers of other
-// kernels are left out, but keep their counters and sums.
+// kernels are left out, but keep their counters and sums: `n` of them for each piece, at `place`.
 template <class Args, class Belongs, class Dense, class Flush>
-void in_launches(const Table& table, const Workspace& workspace, Args& args, int sums,
-                 Belongs belongs, Dense dense, Flush flush) {
+void in_launches(const Table& table, Args& args, double* place, int n, Belongs belongs, Dense dense,
+                 Flush flush) {
   const int most = std::min(Args::kLayers, limits.layers);
-  double* place = workspace.sums;
   int slot = 0;
   args.layers = args.strided = 0;
   for (const Layer& layer : table.layers()) {
@@ -87,61 +87,47 @@ void in_launches(const Table& table, const Workspace& workspace, Args& args, int
       add_layer(args, layer, cut, dense(layer), slot, place);
     }
     ++slot;
-    place += sums * layer.channels * cut.pieces;
+    place += n * layer.channels * cut.pieces;
   }
   if (args.layers > 0) flush();
 }
 
-template <class G>
-void correct_layers(const Table& table, Type type, CorrectArgs& args, const Workspace& workspace,
-                    void* stream, bool one_launch) {
-  const int device = table.device().id;
-  const bool given = args.out.dots != nullptr;
-  const auto flush = [&] {
-    for (int l = 0; l < args.layers && given; ++l) {
-      Rows<2>& layer = args.layer[l];
-      layer.sums = const_cast<double*>(args.out.dots) + kDots * layer.first_row;  // only read
-      layer.units = layer.sum_lanes = 1;
-      layer.sum_pieces = 1;
-    }
-    if (one_launch) {
-      const Kernel<const CorrectArgs> kernel = correct_kernel<G, true>;
-      const uint32_t blocks = resident_blocks(kernel, device);
-      enqueue_correction(args, blocks);
-      launch(kernel, args, blocks, stream);
-      return;
-    }
-    const Kernel<const CorrectArgs> kernel = correct_kernel<G, false>;
-    for (const int half : {0, kBlend}) {
-      clear(args.queue);
-      for (int l = 0; l < args.layers; ++l) {
-        enqueue(args.queue, l | half, half ? args.layer[l].blends : args.layer[l].units);
-      }
-      launch(kernel, args, resident_blocks(kernel, device), stream);
-    }
-  };
+// Those of layers whose gradients are of one type, where nothing but these is read.
+template <class Args, class Flush>
+void in_launches_of(Type type, const Table& table, Args& args, double* place, int n, Flush flush) {
   in_launches(
-      table, workspace, args, kDots, [&](const Layer& layer) { return layer.type[0] == type; },
+      table, args, place, n, [&](const Layer& layer) { return layer.type[0] == type; },
       [](const Layer& layer) { return layer.dense; }, flush);
 }
 
-void correct_all(const Table& table, const Correction& out, void* memory, void* stream,
-                 bool one_launch) {
-  if (table.layers().empty()) return;
-  const OnDevice guard(table.device().id);
-  const Workspace workspace(table, memory);
-  CorrectArgs args;
-  args.out = out;
-  args.rows = table.rows();
-  args.scales = workspace.scales;
-  args.counters = workspace.counters;
-  correct_layers<float>(table, Type::f32, args, workspace, stream, one_launch);
-  correct_layers<bf16>(table, Type::bf16, args, workspace, stream, one_launch);
-  correct_layers<f16>(table, Type::f16, args, workspace, stream, one_launch);
+template <class G>
+void decide_and_apply_layers(const Table& table, Type type, DecideAndApplyArgs& args,
+                             const Workspace& workspace, void* stream) {
+  in_launches_of(type, table, args, workspace.sums, kGram, [&] {
+    for (int l = 0; l < args.layers && args.out.gram; ++l) {
+      LayerArgs<2>& layer = args.layer[l];
+      layer.sums = const_cast<double*>(args.out.gram) + kGram * layer.first_row;  // only read
+      layer.units = layer.sum_lanes = 1;
+      layer.sum_pieces = 1;
+    }
+    const Kernel<const DecideAndApplyArgs> kernel = decide_and_apply_kernel<G>;
+    const uint32_t blocks = resident_blocks(kernel, table.device().id);
+    enqueue_decide_and_apply(args, blocks);
+    launch(kernel, args, blocks, stream);
+  });
+}
+
+template <class G>
+void apply_layers(const Table& table, Type type, ApplyArgs& args, void* stream) {
+  in_launches_of(type, table, args, nullptr, 0, [&] {
+    const Kernel<const ApplyArgs> kernel = apply_kernel<G>;
+    enqueue_units(args);
+    launch(kernel, args, resident_blocks(kernel, table.device().id), stream);
+  });
 }
 
 Type type_of_mean(const Layer& layer) {
-  return layer.data[kMean] ? layer.type[kMean]
+  return layer.data[kMean]       ? layer.type[kMean]
          : layer.data[kMean + 1] ? layer.type[kMean + 1]
                                  : Type::f32;
 }
@@ -158,12 +144,12 @@ void observe_layers(const Table& table, Type type, Type mean, ObserveArgs& args,
     return as_expected;
   };
   in_launches(
-      table, workspace, args, kRowSums,
+      table, args, workspace.sums, kRowSums,
       [&](const Layer& layer) { return layer.type[0] == type && type_of_mean(layer) == mean; },
-      dense, [&] {
+      dense,
+      [&] {
         const Kernel<const ObserveArgs> kernel = observe_kernel<G, M>;
-        clear(args.queue);
-        for (int l = 0; l < args.layers; ++l) enqueue(args.queue, l, args.layer[l].units);
+        enqueue_units(args);
         launch(kernel, args, resident_blocks(kernel, table.device().id), stream);
       });
 }
@@ -177,7 +163,7 @@ std::string find_fault(int device) try {
   }
   const OnDevice guard(device);
   cudaFuncAttributes attributes;  // there are some only if a compiled kernel fits the device
-  check(cudaFuncGetAttributes(&attributes, correct_kernel<float, true>), "cudaFuncGetAttributes");
+  check(cudaFuncGetAttributes(&attributes, apply_kernel<float>), "cudaFuncGetAttributes");
   return "";
 } catch (const std::exception& error) {
   return error.what();
@@ -198,15 +184,6 @@ std::string unusable(int device) try {
 
 int64_t workspace_bytes(const Table& table) { return Workspace::bytes(table); }
 
-void correct(const Table& table, const Correction& args, void* workspace, void* stream) {
-  correct_all(table, args, workspace, stream, true);
-}
-
-void correct_two_launches(const Table& table, const Correction& args, void* workspace,
-                          void* stream) {
-  correct_all(table, args, workspace, stream, false);
-}
-
 void observe(const Table& table, const Observation& out, void* memory, void* stream) {
   if (table.layers().empty()) return;
   const OnDevice guard(table.device().id);
@@ -221,6 +198,30 @@ void observe(const Table& table, const Observation& out, void* memory, void* str
   observe_layers<bf16, bf16>(table, Type::bf16, Type::bf16, args, workspace, stream);
   observe_layers<f16, float>(table, Type::f16, Type::f32, args, workspace, stream);
   observe_layers<f16, bf16>(table, Type::f16, Type::bf16, args, workspace, stream);
+}
+
+void apply(const Table& table, const Mixing& in, void*, void* stream) {
+  if (table.layers().empty()) return;
+  const OnDevice guard(table.device().id);
+  ApplyArgs args;
+  args.in = in;
+  apply_layers<float>(table, Type::f32, args, stream);
+  apply_layers<bf16>(table, Type::bf16, args, stream);
+  apply_layers<f16>(table, Type::f16, args, stream);
+}
+
+void decide_and_apply(const Table& table, const Correction& out, void* memory, void* stream) {
+  if (table.layers().empty()) return;
+  const OnDevice guard(table.device().id);
+  const Workspace workspace(table, memory);
+  DecideAndApplyArgs args;
+  args.out = out;
+  args.rows = table.rows();
+  args.mix = workspace.mix;
+  args.counters = workspace.counters;
+  decide_and_apply_layers<float>(table, Type::f32, args, workspace, stream);
+  decide_and_apply_layers<bf16>(table, Type::bf16, args, workspace, stream);
+  decide_and_apply_layers<f16>(table, Type::f16, args, workspace, stream);
 }
 
 }  // namespace ragrad::cuda

@@ -1,4 +1,4 @@
-// The step on a CUDA device. Every pointer of a call is a device pointer.
+// The verbs of a correction on a CUDA device. Every pointer of a call is a device pointer.
 //
 // Calls only enqueue kernels on the stream given: nothing waits, allocates or copies, so a call can
 // be captured in a CUDA graph (after one call outside of it, which loads the kernels).
@@ -18,12 +18,9 @@ std::string unusable(int device);
 // table version, and keeps them: every call leaves them ready for the next one on the same stream.
 int64_t workspace_bytes(const Table& table);
 
-// Both throw std::runtime_error with CUDA's own message.
-void correct(const Table& table, const Correction& args, void* workspace, void* stream);
-void observe(const Table& table, const Observation& args, void* workspace, void* stream);
-
-// The same correction as two plain launches, sums before rewrite: what the benchmark compares with.
-void correct_two_launches(const Table& table, const Correction& args, void* workspace,
-                          void* stream);
+// These throw std::runtime_error with CUDA's own message. `apply` has no use for the workspace.
+void observe(const Table& table, const Observation& out, void* workspace, void* stream);
+void apply(const Table& table, const Mixing& in, void* workspace, void* stream);
+void decide_and_apply(const Table& table, const Correction& out, void* workspace, void* stream);
 
 }  // namespace ragrad::cuda

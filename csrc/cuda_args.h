@@ -16,10 +16,11 @@ constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMaxArgs = 32764;
 
-constexpr int kDots = 3;     // |g_rgb|^2, |g_ir|^2, g_rgb . g_ir
+constexpr int kGram = 3;     // |g_rgb|^2, |g_ir|^2, g_rgb . g_ir
 constexpr int kRowSums = 7;  // these; g . theta of rgb, of ir; |g - mu|^2 of rgb, of ir
+constexpr int kMix = 4;      // M of a row, row-major
 
-// How the elements of a row lie, where they are not one run.
+// Where the elements of a row are, if they are not one run.
 template <int kOps>
 struct Walk {
   int ndim;
@@ -31,7 +32,7 @@ struct Walk {
 // what a block takes at a time. The cut depends on the table alone, so sums do not depend on how
 // many blocks a device runs.
 template <int kOps>
-struct Rows {
+struct LayerArgs {
   void* data[kOps];  // null: not read
   int64_t channel_stride[kOps];
   int64_t first_row, channels, row_size;
@@ -40,46 +41,33 @@ struct Rows {
   double* sums;         // those of the first piece; the others follow
   int pieces;           // of a row
   int sum_pieces;       // how many sums a row has: one per piece, or one if they are given
-  uint32_t units;       // that are summed
-  uint32_t blends;      // tickets of the rewrite, each for kBlendPieces pieces
-  int slot;             // of its counters
-  int walk;             // which of Args::walks; -1 if a row is one run
-  uint8_t lanes;        // threads that share a piece
-  uint8_t sum_lanes;    // threads that share a row's sums
-  bool aligned;         // every row of every operand can be read 16 bytes at a time
+  uint32_t units;
+  uint32_t shares;    // shares of apply in `decide_and_apply`, of kSharePieces pieces each
+  int slot;           // of its counters
+  int walk;           // which of Args::walks; -1 if a row is one run
+  uint8_t lanes;      // threads that share a piece
+  uint8_t sum_lanes;  // threads that share a row's sums
+  bool aligned;       // every row of every operand can be read 16 bytes at a time
   uint8_t type[kOps];
 };
 
-// A queue of units: entry e stands for the tickets from first[e] to first[e + 1].
+// A queue of units: entry e holds the tickets from first[e] to first[e + 1].
 template <int kEntries>
 struct Queue {
   int entries;
   uint32_t first[kEntries + 1];
-  uint16_t what[kEntries];  // the layer; kBlend is added for the second half of its work
+  uint16_t what[kEntries];  // the layer; kApply is added for its shares of apply
 };
-constexpr int kBlend = 1 << 15;
-constexpr int kBlendPieces = 32;  // about a tenth of them conflict: some for every warp
+constexpr int kApply = 1 << 15;
+constexpr int kSharePieces = 32;  // about a tenth of them conflict: some for every warp
 
 // Counters in the workspace, all zero between launches. The arrays have one entry per layer.
 struct Counters {
   uint32_t* ticket;   // the next one
   uint32_t* left;     // blocks that found the queue empty
-  uint32_t* arrived;  // units of a layer that are summed
-  uint32_t* ready;    // whether the layer may be rewritten
+  uint32_t* arrived;  // units of a layer whose sums are done
+  uint32_t* ready;    // whether the layer is decided
 };
-
-struct CorrectArgs {
-  static constexpr int kOps = 2, kLayers = 240, kWalks = 12;
-  Correction out;
-  int64_t rows;
-  double* scales;  // (rows, 2): p and q of the rewrite; p = 0: not rewritten, p < 0: rgb is weak
-  Counters counters;
-  int layers, strided;  // how many of layer and walks are used
-  Rows<kOps> layer[kLayers];
-  Walk<kOps> walks[kWalks];
-  Queue<2 * kLayers> queue;
-};
-static_assert(sizeof(CorrectArgs) <= kMaxArgs);
 
 struct ObserveArgs {
   static constexpr int kOps = kOperands, kLayers = 150, kWalks = 8;
@@ -87,10 +75,33 @@ struct ObserveArgs {
   int64_t rows;
   Counters counters;
   int layers, strided;  // how many of layer and walks are used
-  Rows<kOps> layer[kLayers];
+  LayerArgs<kOps> layer[kLayers];
   Walk<kOps> walks[kWalks];
   Queue<kLayers> queue;
 };
 static_assert(sizeof(ObserveArgs) <= kMaxArgs);
+
+struct ApplyArgs {
+  static constexpr int kOps = 2, kLayers = 240, kWalks = 12;
+  Mixing in;
+  int layers, strided;  // how many of layer and walks are used
+  LayerArgs<kOps> layer[kLayers];
+  Walk<kOps> walks[kWalks];
+  Queue<kLayers> queue;
+};
+static_assert(sizeof(ApplyArgs) <= kMaxArgs);
+
+struct DecideAndApplyArgs {
+  static constexpr int kOps = 2, kLayers = 240, kWalks = 12;
+  Correction out;
+  int64_t rows;
+  double* mix;  // (rows, 2, 2): M of the rows that conflict, from decide to apply
+  Counters counters;
+  int layers, strided;  // how many of layer and walks are used
+  LayerArgs<kOps> layer[kLayers];
+  Walk<kOps> walks[kWalks];
+  Queue<2 * kLayers> queue;
+};
+static_assert(sizeof(DecideAndApplyArgs) <= kMaxArgs);
 
 }  // namespace ragrad::cuda

@@ -1,4 +1,5 @@
-// What REPA needs of gradients, weights and history, in one pass; mu moves on (Eq. 2 and 4).
+// Observe: the sums of every row over gradients, weights and history, in one pass; mu moves on
+// (Eq. 2 and 4).
 //
 // All of it in double, on every chip: a pass that reads and writes 32 bytes for a pair of float32
 // leaves time for that even where double is slow, or nearly so.
@@ -16,7 +17,7 @@ __device__ inline float remember(double g, double mu, double w, double& deviatio
   return float(isfinite(g) ? fma(w, d, mu) : mu);
 }
 
-__device__ inline void add_dots(double g_rgb, double g_ir, double (&sums)[kRowSums]) {
+__device__ inline void add_gram(double g_rgb, double g_ir, double (&sums)[kRowSums]) {
   sums[0] = fma(g_rgb, g_rgb, sums[0]);
   sums[1] = fma(g_ir, g_ir, sums[1]);
   sums[2] = fma(g_rgb, g_ir, sums[2]);
@@ -45,7 +46,7 @@ __device__ inline void observe_run(const Operands<G, M>& p, int n, int lane, int
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const double x[2] = {g[0].get(v), g[1].get(v)};
-      add_dots(x[0], x[1], sums);
+      add_gram(x[0], x[1], sums);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         sums[3 + m] = fma(x[m], double(theta[m].get(v)), sums[3 + m]);
@@ -60,7 +61,7 @@ __device__ inline void observe_run(const Operands<G, M>& p, int n, int lane, int
 }
 
 // Rows of any strides and types, one element at a time.
-__device__ inline void observe_walk(const Rows<kOperands>& layer, const Walk<kOperands>& walk,
+__device__ inline void observe_walk(const LayerArgs<kOperands>& layer, const Walk<kOperands>& walk,
                                     const Piece& piece, int lane, const double (&w)[2],
                                     double (&sums)[kRowSums]) {
   for (int j = lane; j < piece.size; j += layer.lanes) {
@@ -81,26 +82,26 @@ __device__ inline void observe_walk(const Rows<kOperands>& layer, const Walk<kOp
         static_cast<float*>(layer.data[mu])[at[mu]] = rounded<float>(moved);
       }
     }
-    add_dots(x[0], x[1], sums);
+    add_gram(x[0], x[1], sums);
   }
 }
 
 // A row's sums as the caller gets them.
-__device__ inline void report(const ObserveArgs& args, const Rows<kOperands>& layer, int64_t i,
-                              const double (&sums)[kRowSums]) {
+__device__ inline void write_row(const ObserveArgs& args, const LayerArgs<kOperands>& layer,
+                                 int64_t i, const double (&sums)[kRowSums]) {
   const int64_t row = layer.first_row + i;
-  for (int d = 0; d < kDots; ++d) args.out.dots[kDots * row + d] = sums[d];
+  for (int d = 0; d < kGram; ++d) args.out.gram[kGram * row + d] = sums[d];
   for (int m = 0; m < 2; ++m) {
     const bool observed = isfinite(sums[m]);
     args.out.observed[m * args.rows + row] = observed;
-    args.out.dot[m * args.rows + row] = observed ? sums[3 + m] : 0;
+    args.out.g_theta[m * args.rows + row] = observed ? sums[3 + m] : 0;
     args.out.deviation[m * args.rows + row] =
         observed && layer.data[kMean + m] ? sums[5 + m] / double(layer.row_size) : 0;
   }
 }
 
 template <class G, class M>
-__device__ inline void observe_unit(const ObserveArgs& args, const Rows<kOperands>& layer,
+__device__ inline void observe_unit(const ObserveArgs& args, const LayerArgs<kOperands>& layer,
                                     uint32_t unit) {
   const int lanes = layer.lanes, lane = threadIdx.x % lanes;
   const int64_t pieces = layer.channels * layer.pieces;
@@ -112,8 +113,8 @@ __device__ inline void observe_unit(const ObserveArgs& args, const Rows<kOperand
     if (mine) {
       const Piece piece = piece_of(layer, index);
       double w[2] = {};
-      for (int m = 0; m < 2 && args.out.weight; ++m) {
-        w[m] = args.out.weight[m * args.rows + layer.first_row + piece.row];
+      for (int m = 0; m < 2 && args.out.step_size; ++m) {
+        w[m] = args.out.step_size[m * args.rows + layer.first_row + piece.row];
       }
       if (layer.walk < 0) {
         Operands<G, M> p;
@@ -140,7 +141,7 @@ __device__ inline void observe_unit(const ObserveArgs& args, const Rows<kOperand
     for (double& sum : sums) sum = sum_over(lanes, sum);
     if (!mine || lane != 0) continue;
     if (layer.pieces == 1) {
-      report(args, layer, index, sums);
+      write_row(args, layer, index, sums);
     } else {
       for (int i = 0; i < kRowSums; ++i) layer.sums[index * kRowSums + i] = sums[i];
     }
@@ -148,12 +149,13 @@ __device__ inline void observe_unit(const ObserveArgs& args, const Rows<kOperand
 }
 
 // The last block of a layer whose rows are split adds the pieces up.
-__device__ inline void report_split_rows(const ObserveArgs& args, const Rows<kOperands>& layer) {
+__device__ inline void write_split_rows(const ObserveArgs& args,
+                                        const LayerArgs<kOperands>& layer) {
   for (int64_t at = 0; at < layer.channels; at += kThreads / layer.sum_lanes) {
     const int64_t i = at + threadIdx.x / layer.sum_lanes;
     double sums[kRowSums];
     sum_pieces(layer, i, sums);
-    if (i < layer.channels && threadIdx.x % layer.sum_lanes == 0) report(args, layer, i, sums);
+    if (i < layer.channels && threadIdx.x % layer.sum_lanes == 0) write_row(args, layer, i, sums);
   }
 }
 
@@ -165,9 +167,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (uint32_t ticket = take_ticket(args.counters); ticket < queue.first[queue.entries];
        ticket = take_ticket(args.counters)) {
     while (ticket >= queue.first[entry + 1]) ++entry;
-    const Rows<kOperands>& layer = args.layer[queue.what[entry]];
+    const LayerArgs<kOperands>& layer = args.layer[queue.what[entry]];
     observe_unit<G, M>(args, layer, ticket - queue.first[entry]);
-    if (layer.pieces > 1 && last_to_arrive(args.counters, layer)) report_split_rows(args, layer);
+    if (layer.pieces > 1 && last_to_arrive(args.counters, layer)) write_split_rows(args, layer);
   }
   leave(args, false);
 }

@@ -46,27 +46,27 @@ struct Cut {
 
 struct Workspace {
   Counters counters;
-  double* scales;
-  double* sums;
+  double* mix;   // of every row
+  double* sums;  // of every piece
 
   Workspace(const Table& table, void* memory) {
     const size_t layers = table.layers().size();
     auto* words = static_cast<uint32_t*>(memory);
     counters = {words, words + 1, words + 2, words + 2 + layers};
-    scales = static_cast<double*>(memory) + 1 + layers;
-    sums = scales + 2 * table.rows();
+    mix = static_cast<double*>(memory) + 1 + layers;
+    sums = mix + kMix * table.rows();
   }
 
   static int64_t bytes(const Table& table) {
     int64_t pieces = 0;
     for (const Layer& layer : table.layers()) pieces += layer.channels * Cut(layer).pieces;
-    return 8 * (1 + int64_t(table.layers().size()) + 2 * table.rows() + kRowSums * pieces);
+    return 8 * (1 + int64_t(table.layers().size()) + kMix * table.rows() + kRowSums * pieces);
   }
 };
 
 // Whether all operands of the layer can be read in chunks of what is 16 bytes of the gradient.
 template <int kOps>
-bool aligned(const Rows<kOps>& rows, const Layer& layer) {
+bool aligned(const LayerArgs<kOps>& rows, const Layer& layer) {
   const int64_t vector = 16 / bytes_of(layer.type[kGradient]);
   for (int o = 0; o < kOps; ++o) {
     const int64_t bytes = bytes_of(layer.type[o]), chunk = std::min<int64_t>(16, vector * bytes);
@@ -81,7 +81,7 @@ bool aligned(const Rows<kOps>& rows, const Layer& layer) {
 template <class Args>
 void add_layer(Args& args, const Layer& layer, const Cut& cut, bool dense, int slot, double* sums) {
   constexpr int kOps = Args::kOps;
-  Rows<kOps>& rows = args.layer[args.layers++];
+  LayerArgs<kOps>& rows = args.layer[args.layers++];
   for (int o = 0; o < kOps; ++o) {
     rows.data[o] = layer.data[o];
     rows.channel_stride[o] = layer.channel_stride[o];
@@ -94,7 +94,7 @@ void add_layer(Args& args, const Layer& layer, const Cut& cut, bool dense, int s
   rows.unit_pieces = cut.unit_pieces;
   rows.pieces = rows.sum_pieces = int(cut.pieces);
   rows.units = uint32_t(cut.units);
-  rows.blends = uint32_t(ceil_div(layer.channels * cut.pieces, kBlendPieces));
+  rows.shares = uint32_t(ceil_div(layer.channels * cut.pieces, kSharePieces));
   rows.lanes = uint8_t(cut.lanes);
   rows.sum_lanes = uint8_t(lanes_for(cut.pieces));
   rows.aligned = aligned(rows, layer);
@@ -124,23 +124,31 @@ void clear(Queue& queue) {
   queue.first[0] = 0;
 }
 
-// Every layer's sums. blend(l) comes a grid's worth of units after the last sum of l, when blocks
-// have just finished these: late enough not to wait, early enough to find the rows in the cache.
-inline void enqueue_correction(CorrectArgs& args, uint32_t grid) {
+// The units of every layer.
+template <class Args>
+void enqueue_units(Args& args) {
+  clear(args.queue);
+  for (int l = 0; l < args.layers; ++l) enqueue(args.queue, l, args.layer[l].units);
+}
+
+// Sums of every layer, then its shares of apply: a grid's worth of units after its last sum, when
+// blocks have just finished these. That is late enough not to wait, and early enough to find the
+// rows in the cache.
+inline void enqueue_decide_and_apply(DecideAndApplyArgs& args, uint32_t grid) {
   auto& queue = args.queue;
   clear(queue);
-  uint32_t summed[CorrectArgs::kLayers];  // the first ticket after the layer's sums
-  int next = 0;                           // the next layer to blend
-  const auto blend = [&] {
-    enqueue(queue, next | kBlend, args.layer[next].blends);
+  uint32_t summed[DecideAndApplyArgs::kLayers];  // the first ticket after the layer's sums
+  int next = 0;                                  // the next layer to apply
+  const auto apply = [&] {
+    enqueue(queue, next | kApply, args.layer[next].shares);
     ++next;
   };
   for (int l = 0; l < args.layers; ++l) {
     enqueue(queue, l, args.layer[l].units);
     summed[l] = queue.first[queue.entries];
-    while (next <= l && summed[next] + grid <= queue.first[queue.entries]) blend();
+    while (next <= l && summed[next] + grid <= queue.first[queue.entries]) apply();
   }
-  while (next < args.layers) blend();
+  while (next < args.layers) apply();
 }
 
 }  // namespace ragrad::cuda

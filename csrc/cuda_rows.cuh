@@ -102,7 +102,7 @@ struct Piece {
 };
 
 template <int kOps>
-__device__ inline Piece piece_of(const Rows<kOps>& layer, int64_t index) {
+__device__ inline Piece piece_of(const LayerArgs<kOps>& layer, int64_t index) {
   if (layer.pieces == 1) return {index, 0, int(layer.row_size)};
   const int64_t row = index / layer.pieces;
   const int64_t first = (index - row * layer.pieces) * layer.piece_size;
@@ -112,15 +112,15 @@ __device__ inline Piece piece_of(const Rows<kOps>& layer, int64_t index) {
 
 // The first element of a piece, where a row is one run.
 template <class T, int kOps>
-__device__ inline T* run(const Rows<kOps>& layer, int operand, const Piece& piece) {
+__device__ inline T* run(const LayerArgs<kOps>& layer, int operand, const Piece& piece) {
   if (layer.data[operand] == nullptr) return nullptr;
   return static_cast<T*>(layer.data[operand]) + piece.row * layer.channel_stride[operand] +
          piece.first;
 }
 
-// Where element j of a row lies for every operand, where it is not.
+// Where element j of a row is for every operand, if it is not.
 template <int kOps>
-__device__ inline void locate(const Rows<kOps>& layer, const Walk<kOps>& walk, int64_t row,
+__device__ inline void locate(const LayerArgs<kOps>& layer, const Walk<kOps>& walk, int64_t row,
                               int64_t j, int64_t (&at)[kOps]) {
   for (int o = 0; o < kOps; ++o) at[o] = row * layer.channel_stride[o];
 #pragma unroll 1
@@ -157,7 +157,7 @@ __device__ inline void sum_over_block(double (&x)[n]) {
 
 // A row's n sums, from those of its pieces. All threads of a warp must call it.
 template <int n, int kOps>
-__device__ inline void sum_pieces(const Rows<kOps>& layer, int64_t row, double (&total)[n]) {
+__device__ inline void sum_pieces(const LayerArgs<kOps>& layer, int64_t row, double (&total)[n]) {
   const int lanes = layer.sum_lanes;
   for (double& sum : total) sum = 0;
   if (row < layer.channels) {

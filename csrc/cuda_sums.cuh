@@ -4,8 +4,8 @@
 // Chips made for computing do this in double, where the products are exact. By the data sheets the
 // 3 DFMA and 2 conversions per pair of float32 take an H200 less than a third of the time in which
 // it reads the pair. On chips made for graphics double has a 64th of the rate of float. They add in
-// pairs of floats, the second of which keeps what the first loses; a sum that leaves the range where
-// this works is made again in double.
+// pairs of floats: the second keeps what the first loses. A sum that leaves the range where this
+// works is made again in double.
 #pragma once
 
 #include "cuda_args.h"
@@ -36,8 +36,8 @@ struct Twofold {
   __device__ void add(float a, float b) {
     const float product = __fmul_rn(a, b), below = __fmaf_rn(a, b, -product);
     const float total = __fadd_rn(sum, product), taken = __fadd_rn(total, -sum);
-    const float lost = __fadd_rn(__fadd_rn(sum, -__fadd_rn(total, -taken)),
-                                 __fadd_rn(product, -taken));
+    const float lost =
+        __fadd_rn(__fadd_rn(sum, -__fadd_rn(total, -taken)), __fadd_rn(product, -taken));
     rest = __fadd_rn(rest, __fadd_rn(lost, below));
     sum = total;
   }

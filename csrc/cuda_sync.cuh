@@ -30,7 +30,7 @@ __device__ inline uint32_t take_ticket(const Counters& counters) {
 // Whether this block is the last of the layer's units to come here. If so, it sees all that the
 // other ones wrote before they came. The counter is zero again at once: nobody else will come.
 template <int kOps>
-__device__ inline bool last_to_arrive(const Counters& counters, const Rows<kOps>& layer) {
+__device__ inline bool last_to_arrive(const Counters& counters, const LayerArgs<kOps>& layer) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -10,7 +10,7 @@
 namespace ragrad::dlpack {
 
 enum DeviceType : int32_t { kCPU = 1, kCUDA = 2 };
-enum TypeCode : uint8_t { kFloat = 2, kBfloat = 4 };
+enum TypeCode : uint8_t { kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct Device {
   int32_t type;

@@ -108,11 +108,17 @@ inline void write_pair(bf16* run, int v, Floats even, Floats odd) {
 template <class T>
 constexpr float largest() = delete;
 template <>
-constexpr float largest<float>() { return std::numeric_limits<float>::max(); }
+constexpr float largest<float>() {
+  return std::numeric_limits<float>::max();
+}
 template <>
-constexpr float largest<bf16>() { return 0x1.fep127f; }
+constexpr float largest<bf16>() {
+  return 0x1.fep127f;
+}
 template <>
-constexpr float largest<f16>() { return 65504.0f; }
+constexpr float largest<f16>() {
+  return 65504.0f;
+}
 
 // What lies beyond the range of T saturates: a correction makes no inf of finite gradients.
 template <class T>
@@ -144,7 +150,8 @@ inline double fold(const Doubles (&sum)[kVectors]) {
 }
 
 template <class T>
-[[gnu::always_inline]] inline void add_dots(const T* a, const T* b, int64_t blocks, Doubles (&sum)[kDots][kVectors]) {
+[[gnu::always_inline]] inline void add_gram(const T* a, const T* b, int64_t blocks,
+                                            Doubles (&sum)[kGram][kVectors]) {
   for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
     if (sizeof(T) == 4 || j % (2 * kLanes) == 0) {  // once a cache line
       prefetch<false, T>(a, j);
@@ -165,15 +172,15 @@ template <class T>
 }
 
 template <class T>
-[[gnu::always_inline]] inline void add_all_dots(const T* a, const T* b, int64_t n,
-                                                Doubles (&sum)[kDots][kVectors]) {
-  add_dots(a, b, n / kLanes, sum);
+[[gnu::always_inline]] inline void add_all_gram(const T* a, const T* b, int64_t n,
+                                                Doubles (&sum)[kGram][kVectors]) {
+  add_gram(a, b, n / kLanes, sum);
   const size_t rest = size_t(n % kLanes);
   if (rest == 0) return;
   T tail_a[kLanes] = {}, tail_b[kLanes] = {};  // zeros add nothing to any sum
   std::memcpy(tail_a, a + n - rest, rest * sizeof(T));
   std::memcpy(tail_b, b + n - rest, rest * sizeof(T));
-  add_dots<T>(tail_a, tail_b, 1, sum);
+  add_gram<T>(tail_a, tail_b, 1, sum);
 }
 
 double fold_lanes(const double* lanes) {
@@ -184,17 +191,17 @@ double fold_lanes(const double* lanes) {
 
 template <class T>
 void add_run(const void* a, const void* b, int64_t n, double* acc) {
-  Doubles sum[kDots][kVectors];
+  Doubles sum[kGram][kVectors];
   std::memcpy(sum, acc, sizeof sum);
-  add_all_dots(static_cast<const T*>(a), static_cast<const T*>(b), n, sum);
+  add_all_gram(static_cast<const T*>(a), static_cast<const T*>(b), n, sum);
   std::memcpy(acc, sum, sizeof sum);
 }
 
 template <class T>
-void dots(const void* a, const void* b, int64_t n, double* out) {
-  Doubles sum[kDots][kVectors] = {};
-  add_all_dots(static_cast<const T*>(a), static_cast<const T*>(b), n, sum);
-  for (int s = 0; s < kDots; ++s) out[s] = fold(sum[s]);
+void gram(const void* a, const void* b, int64_t n, double* out) {
+  Doubles sum[kGram][kVectors] = {};
+  add_all_gram(static_cast<const T*>(a), static_cast<const T*>(b), n, sum);
+  for (int s = 0; s < kGram; ++s) out[s] = fold(sum[s]);
 }
 
 struct Absent {};
@@ -221,13 +228,14 @@ void observe_blocks(Run run, int64_t blocks, double w_rgb, double w_ir, double* 
         g[m] = read(static_cast<const T*>(run.g[m]) + at);
         sum[m][v] = add_exact_product(sum[m][v], g[m], g[m]);
         if constexpr (!std::is_same_v<U, Absent>) {
-          sum[kDots + m][v] += g[m] * read(static_cast<const U*>(run.theta[m]) + at);
+          sum[kGram + m][v] += g[m] * read(static_cast<const U*>(run.theta[m]) + at);
         }
         if constexpr (!std::is_same_v<M, Absent>) {
           M* const place = static_cast<M*>(run.mu[m]) + at;
           const Doubles mu = read(place), d = g[m] - mu;
-          sum[kDots + 2 + m][v] += d * d;
-          write(place, narrow(g[m] - g[m] == 0.0 ? mu + w[m] * d : mu));  // inf - inf, nan - nan are nan
+          sum[kGram + 2 + m][v] += d * d;
+          write(place,
+                narrow(g[m] - g[m] == 0.0 ? mu + w[m] * d : mu));  // inf - inf, nan - nan are nan
         }
       }
       sum[2][v] = add_exact_product(sum[2][v], g[0], g[1]);
@@ -258,30 +266,60 @@ void observe(const Run& run, int64_t n, const double* w, double* acc) {
 }
 
 template <class T>
-[[gnu::always_inline]] inline void blend_blocks(T* weak, const T* strong, int64_t blocks, double p,
-                                                double q) {
+[[gnu::always_inline]] inline void mix_one_blocks(T* own, const T* other, int64_t blocks, double p,
+                                                  double q) {
   for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors / 2; ++v) {
-      const Pair x = read_pair(weak + j, v), y = read_pair(strong + j, v);
-      write_pair(weak + j, v, saturate<T>(p * x.first + q * y.first),
+      const Pair x = read_pair(own + j, v), y = read_pair(other + j, v);
+      write_pair(own + j, v, saturate<T>(p * x.first + q * y.first),
                  saturate<T>(p * x.second + q * y.second));
     }
   }
 }
 
 template <class T>
-void blend(void* weak, const void* strong, int64_t n, double p, double q) {
-  T* const x = static_cast<T*>(weak);
-  const T* const y = static_cast<const T*>(strong);
-  blend_blocks(x, y, n / kLanes, p, q);
+void mix_one(void* own, const void* other, int64_t n, double p, double q) {
+  T* const x = static_cast<T*>(own);
+  const T* const y = static_cast<const T*>(other);
+  mix_one_blocks(x, y, n / kLanes, p, q);
   const size_t rest = size_t(n % kLanes);
   if (rest == 0) return;
   T tail_x[kLanes] = {}, tail_y[kLanes] = {};
   std::memcpy(tail_x, x + n - rest, rest * sizeof(T));
   std::memcpy(tail_y, y + n - rest, rest * sizeof(T));
-  blend_blocks<T>(tail_x, tail_y, 1, p, q);
+  mix_one_blocks<T>(tail_x, tail_y, 1, p, q);
   std::memcpy(x + n - rest, tail_x, rest * sizeof(T));
+}
+
+template <class T>
+[[gnu::always_inline]] inline void mix_both_blocks(T* rgb, T* ir, int64_t blocks, double m0,
+                                                   double m1, double m2, double m3) {
+  for (int64_t j = 0; j < blocks * kLanes; j += kLanes) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors / 2; ++v) {
+      const Pair x = read_pair(rgb + j, v), y = read_pair(ir + j, v);
+      write_pair(rgb + j, v, saturate<T>(m0 * x.first + m1 * y.first),
+                 saturate<T>(m0 * x.second + m1 * y.second));
+      write_pair(ir + j, v, saturate<T>(m2 * x.first + m3 * y.first),
+                 saturate<T>(m2 * x.second + m3 * y.second));
+    }
+  }
+}
+
+template <class T>
+void mix_both(void* rgb, void* ir, int64_t n, const double* m) {
+  T* const x = static_cast<T*>(rgb);
+  T* const y = static_cast<T*>(ir);
+  mix_both_blocks(x, y, n / kLanes, m[0], m[1], m[2], m[3]);
+  const size_t rest = size_t(n % kLanes);
+  if (rest == 0) return;
+  T tail_x[kLanes] = {}, tail_y[kLanes] = {};
+  std::memcpy(tail_x, x + n - rest, rest * sizeof(T));
+  std::memcpy(tail_y, y + n - rest, rest * sizeof(T));
+  mix_both_blocks<T>(tail_x, tail_y, 1, m[0], m[1], m[2], m[3]);
+  std::memcpy(x + n - rest, tail_x, rest * sizeof(T));
+  std::memcpy(y + n - rest, tail_y, rest * sizeof(T));
 }
 
 }  // namespace
@@ -302,10 +340,11 @@ void blend(void* weak, const void* strong, int64_t n, double p, double q) {
 const Kernels RAGRAD_NAME(RAGRAD_ISA) = {
     RAGRAD_STRING(RAGRAD_ISA),
     fold_lanes,
-    {dots<float>, dots<bf16>, dots<f16>},
+    {gram<float>, gram<bf16>, gram<f16>},
     {add_run<float>, add_run<bf16>, add_run<f16>},
     {RAGRAD_OBSERVE_ANY(float), RAGRAD_OBSERVE_ANY(bf16), RAGRAD_OBSERVE_ANY(f16)},
-    {blend<float>, blend<bf16>, blend<f16>},
+    {mix_one<float>, mix_one<bf16>, mix_one<f16>},
+    {mix_both<float>, mix_both<bf16>, mix_both<f16>},
 };
 
 }  // namespace ragrad

@@ -1,7 +1,8 @@
 // Vectors of the widest instruction set that the including file is compiled for.
 //
 // Plain GCC/Clang vectors, but for what GCC splits into halves and joins again: conversions between
-// widths. Intrinsics say those in one instruction (GCC 12 warns of the AVX-512 ones without a mask).
+// widths. Intrinsics say those in one instruction (GCC 12 warns of the AVX-512 ones without a
+// mask).
 #pragma once
 
 #include <cstdint>

@@ -143,85 +143,96 @@ void Table::point(Operand operand, const Tensors& rgb, const Tensors& ir) {
 
 void Table::rebuild() {
   valid_ = false;
-  struct Dim {
-    int64_t size;
-    int64_t stride[kOperands];
-  };
   std::vector<Layer> layers;
   std::vector<const Layer*> before(channels_.size());  // whose pointers stay
   for (const Layer& layer : layers_) before[size_t(layer.index)] = &layer;
   int64_t first_row = 0;
   for (size_t l = 0; l < channels_.size(); first_row += channels_[l++]) {
-    const Geometry& lead = geometry_[kGradient][l];
-    if (!lead.present || !geometry_[kGradient + 1][l].present) continue;
+    if (!geometry_[kGradient][l].present || !geometry_[kGradient + 1][l].present) continue;
     Layer layer{};
     if (before[l]) std::copy(before[l]->data, before[l]->data + kOperands, layer.data);
     layer.index = int(l);
     layer.first_row = first_row;
     layer.channels = channels_[l];
-    layer.row_size = 1;
-    std::vector<Dim> dims;
-    for (size_t d = 0; d < lead.shape.size(); ++d) {
-      Dim dim{lead.shape[d], {}};
-      for (int o = 0; o < kOperands; ++o) {
-        const Geometry& geometry = geometry_[o][l];
-        if (!geometry.present) continue;
-        layer.type[o] = geometry.type;
-        dim.stride[o] = geometry.strides[d];
-        if (int64_t(d) == axes_[l]) layer.channel_stride[o] = geometry.strides[d];
-      }
-      if (int64_t(d) == axes_[l]) continue;
-      layer.row_size *= dim.size;
-      if (dim.size > 1) dims.push_back(dim);
-    }
+    const std::vector<Dim> dims = merged(dims_of_row(layer));
     if (layer.channels * layer.row_size == 0) continue;
-
-    std::stable_sort(dims.begin(), dims.end(), [](const Dim& a, const Dim& b) {
-      return a.stride[kGradient] > b.stride[kGradient];
-    });
-    std::vector<Dim> merged;  // outermost first
-    for (const Dim& dim : dims) {
-      const bool follows = !merged.empty() && [&] {
-        for (int o = 0; o < kOperands; ++o) {
-          if (geometry_[o][l].present && merged.back().stride[o] != dim.stride[o] * dim.size) {
-            return false;
-          }
-        }
-        return true;
-      }();
-      if (follows) {
-        const int64_t size = merged.back().size * dim.size;
-        merged.back() = dim;
-        merged.back().size = size;
-      } else {
-        merged.push_back(dim);
-      }
-    }
-    if (merged.empty()) {  // one element a row
-      Dim single{1, {}};
-      std::fill(single.stride, single.stride + kOperands, 1);
-      merged.push_back(single);
-    }
-    if (merged.size() > kMaxDims) {
+    if (dims.size() > kMaxDims) {
       refuse(kGradient, l, "has more separate dimensions than the native backend walks");
     }
-    layer.ndim = int(merged.size());
-    layer.dense = layer.ndim == 1;
-    for (int d = 0; d < layer.ndim; ++d) {
-      layer.size[d] = merged[d].size;
-      for (int o = 0; o < kOperands; ++o) {
-        layer.stride[o][d] = merged[d].stride[o];
-        if (layer.ndim == 1 && geometry_[o][l].present && merged[d].stride[o] != 1) {
-          layer.dense = false;
-        }
-      }
-    }
+    set_walk(layer, dims);
     layers.push_back(layer);
   }
   layers_ = std::move(layers);
   if (!layers_.empty()) device_ = geometry_[kGradient][layers_.front().index].device;
   ++version_;
   valid_ = true;
+}
+
+// The dimensions of a row, in the memory order of the rgb gradient, outermost first. Also the types
+// of the layer, its strides from channel to channel, and the size of a row.
+std::vector<Table::Dim> Table::dims_of_row(Layer& layer) const {
+  const auto l = size_t(layer.index);
+  const Geometry& lead = geometry_[kGradient][l];
+  std::vector<Dim> dims;
+  layer.row_size = 1;
+  for (size_t d = 0; d < lead.shape.size(); ++d) {
+    Dim dim{lead.shape[d], {}};
+    for (int o = 0; o < kOperands; ++o) {
+      const Geometry& geometry = geometry_[o][l];
+      if (!geometry.present) continue;
+      layer.type[o] = geometry.type;
+      dim.stride[o] = geometry.strides[d];
+      if (int64_t(d) == axes_[l]) layer.channel_stride[o] = geometry.strides[d];
+    }
+    if (int64_t(d) == axes_[l]) continue;
+    layer.row_size *= dim.size;
+    if (dim.size > 1) dims.push_back(dim);
+  }
+  std::stable_sort(dims.begin(), dims.end(), [](const Dim& a, const Dim& b) {
+    return a.stride[kGradient] > b.stride[kGradient];
+  });
+  return dims;
+}
+
+// Neighbours that every operand walks as one become one. Operands that are not read have strides of
+// 0, which fit anything; a row of one element has one dimension.
+std::vector<Table::Dim> Table::merged(const std::vector<Dim>& dims) {
+  std::vector<Dim> out;
+  for (const Dim& dim : dims) {
+    const bool follows = !out.empty() && [&] {
+      for (int o = 0; o < kOperands; ++o) {
+        if (out.back().stride[o] != dim.stride[o] * dim.size) return false;
+      }
+      return true;
+    }();
+    if (follows) {
+      const int64_t size = out.back().size * dim.size;
+      out.back() = dim;
+      out.back().size = size;
+    } else {
+      out.push_back(dim);
+    }
+  }
+  if (out.empty()) {
+    Dim single{1, {}};
+    std::fill(single.stride, single.stride + kOperands, 1);
+    out.push_back(single);
+  }
+  return out;
+}
+
+// How a row is walked, and whether that is one run for every operand that is read.
+void Table::set_walk(Layer& layer, const std::vector<Dim>& dims) const {
+  layer.ndim = int(dims.size());
+  layer.dense = layer.ndim == 1;
+  for (int d = 0; d < layer.ndim; ++d) {
+    layer.size[d] = dims[size_t(d)].size;
+    for (int o = 0; o < kOperands; ++o) {
+      layer.stride[o][d] = dims[size_t(d)].stride[o];
+      const bool read = geometry_[o][size_t(layer.index)].present;
+      if (read && layer.stride[o][d] != 1) layer.dense = false;
+    }
+  }
 }
 
 }  // namespace ragrad

@@ -74,7 +74,15 @@ class Table {
   bool matches(Operand operand, const Tensors& rgb, const Tensors& ir) const;
   void remember(Operand operand, const Tensors& rgb, const Tensors& ir);
   void point(Operand operand, const Tensors& rgb, const Tensors& ir);
+  struct Dim {  // of a row
+    int64_t size;
+    int64_t stride[kOperands];  // in elements; 0 for an operand that is not read
+  };
+
   void rebuild();
+  std::vector<Dim> dims_of_row(Layer& layer) const;
+  static std::vector<Dim> merged(const std::vector<Dim>& dims);
+  void set_walk(Layer& layer, const std::vector<Dim>& dims) const;
 
   std::vector<int64_t> channels_, axes_;
   int64_t rows_ = 0, version_ = 0;

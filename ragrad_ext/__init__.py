@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from . import audit
+from . import audit, rules
 from .correct import correct_
 from .estimators import Effectiveness, FiniteDifference, FirstOrder, Gate, Hutchinson
 from .pairs import Pairs, pair_parameters
@@ -28,6 +28,7 @@ __all__ = [
     "audit",
     "correct_",
     "pair_parameters",
+    "rules",
 ]
 
 _MOVED_TO_RESEARCH = (

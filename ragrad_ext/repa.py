@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from .backends import Backend, History, Sensitivity
+from . import reference
+from .backends import Backend
 from .estimators.choice import Choice, estimator
 from .estimators.effectiveness import Closure, Effectiveness
-from .rows.bucket import Bucket, Buckets, Layout
+from .rows.bucket import Bucket, Buckets
 from .rows.conflicts import Conflicts
+from .rows.layout import Layout
 from .rows.reliability import Reliability
+from .rows.sums import History, RowSums, Sensitivity
 from .rows.twins import Twins
-from .rules.ragrad import Options
+from .rules import RaGradRule, Rule
+from .rules.decide import decide
 
-Kind = Literal["both", "effectiveness", "sensitivity"]
+Factors = Literal["both", "effectiveness", "sensitivity", "none"]
 Scope = Literal["model", "layer"]
 HistoryKind = Literal["ema", "cumulative"]
+T = TypeVar("T")
+
+
+class Do(Protocol):
+    """Has work done by a backend; see `ragrad_ext.backends.with_backend`."""
+
+    def __call__(self, work: Callable[[Backend], T], /) -> T: ...
 
 
 class Repa:
@@ -31,19 +43,21 @@ class Repa:
     Args:
         weights_rgb, weights_ir: L twin weights, in the order of the gradients.
         alpha: decay of Eq. 4; also 1 - w of the EMA history.
-        reliability: ``"both"``: R = E^ S^ (Eq. 5), or one factor alone (Table 3).
+        factors: of R: ``"both"``: R = E^ S^ (Eq. 5), or one alone (Table 3). ``"none"``: nothing is
+            measured, for rules that read no reliability.
         scope: Eq. 3 pools both modalities over the ``"model"`` or over each ``"layer"``.
         history: mu of Eq. 4 as an ``"ema"`` or as the ``"cumulative"`` mean of all steps.
         history_dtype: of mu, the only buffer as large as the weights: float32 or bfloat16.
         effectiveness: the estimator of Eq. 1. ``"auto"`` is `Gate`, which is first order until
             its ``trace`` has seen a forward; ``"paper"`` is `Hutchinson`.
         channel_axes: the output channel axis of each pair, default 0 (transposed convolutions: 1).
+        reliability: the old name of ``factors``; it warns, and goes with the next version.
 
     Attributes:
         layout: the rows (l, i) of all pairs.
         reliability: the latest `Reliability`; None before the first step.
         effect: the latest E of Eq. 1 as estimated, (2, rows) float64 in units of the loss, rgb
-            first; None before the first step and under ``reliability="sensitivity"``.
+            first; None before the first step and where it is no factor of R.
     """
 
     def __init__(
@@ -52,16 +66,18 @@ class Repa:
         weights_ir: Sequence[Tensor],
         *,
         alpha: float = 0.95,
-        reliability: Kind = "both",
+        factors: Factors = "both",
         scope: Scope = "model",
         history: HistoryKind = "ema",
         history_dtype: torch.dtype = torch.float32,
         effectiveness: Effectiveness | Choice = "auto",
         channel_axes: Sequence[int] | None = None,
+        reliability: Factors | None = None,
     ) -> None:
-        _check_options(alpha, reliability, scope, history, history_dtype)
+        factors = renamed_factors(factors, reliability)
+        _check_options(alpha, factors, scope, history, history_dtype)
         self.twins = Twins.of(weights_rgb, weights_ir, channel_axes)
-        self.alpha, self.kind, self.scope, self.history = alpha, reliability, scope, history
+        self.alpha, self.factors, self.scope, self.history = alpha, factors, scope, history
         self.history_dtype = history_dtype
         self.effectiveness = estimator(effectiveness)
         self.effectiveness.bind(self.twins)
@@ -71,7 +87,7 @@ class Repa:
         self._steps = torch.zeros(2, self.layout.rows, dtype=torch.float64, device=device)
         self._sensitivity = torch.zeros(2, self.layout.rows, dtype=torch.float64, device=device)
         self._mean: tuple[list[Tensor], list[Tensor]] | None = None
-        if reliability != "effectiveness":
+        if self.measures_sensitivity:
             self._mean = tuple(  # type: ignore[assignment]
                 [torch.zeros_like(w, dtype=history_dtype, requires_grad=False) for w in side]
                 for side in self.twins.weights
@@ -86,39 +102,78 @@ class Repa:
     def device(self) -> torch.device:
         return self._sensitivity.device
 
+    @property
+    def measures_effect(self) -> bool:
+        """Whether E is a factor of R."""
+        return self.factors in ("both", "effectiveness")
+
+    @property
+    def measures_sensitivity(self) -> bool:
+        """Whether S is a factor of R."""
+        return self.factors in ("both", "sensitivity")
+
     @torch.no_grad()
-    def correct_(self, bucket: Bucket, backend: Backend, options: Options) -> Conflicts:
-        """Take in one step's gradients (Eq. 2-5), then correct them (Eq. 6-10).
+    def step_(self, bucket: Bucket, do: Do, rule: Rule) -> Conflicts:
+        """Take in one step's gradients (Eq. 2-5), then correct them by a rule.
 
         The deviation of Eq. 4 is taken from the history before this step.
+
+        Args:
+            do: has one verb done by the backend that was chosen.
         """
-        if self.kind != "sensitivity":
+        if self.measures_effect:
             self.effectiveness.check_ready()
         self._to(bucket.device)
-        sums = backend.observe_(bucket, self._weights_to_read(), self._history())
-        if self.kind != "sensitivity":
+        weights, history = self._weights_to_read(), self._history()
+        sums = do(lambda backend: backend.observe_(bucket, weights, history))
+        if self.measures_effect:
             self.effect = self.effectiveness.effect(bucket, sums)
-        r, conflicts = backend.rate_and_correct_(
-            bucket,
-            sums,
-            self.effect,
-            Sensitivity(self._sensitivity, self._steps, self.alpha),
-            self._groups,
-            options,
-            by_sensitivity=self.kind != "effectiveness",
-        )
-        self.reliability = Reliability.flat(r, self.layout)
+        r: Tensor | None
+        if isinstance(rule, RaGradRule):
+            r, conflicts = self._rate_and_apply_(bucket, do, sums, rule)
+        else:
+            r = self._rate_(sums)
+            mix, conflicts = decide(sums.gram, r, self.layout, rule, bucket.absent())
+            do(lambda backend: backend.apply_(bucket, mix))
+        self.reliability = None if r is None else Reliability.flat(r, self.layout)
         return conflicts
+
+    def _rate_and_apply_(
+        self, bucket: Bucket, do: Do, sums: RowSums, rule: RaGradRule
+    ) -> tuple[Tensor, Conflicts]:
+        def work(backend: Backend) -> tuple[Tensor, Conflicts]:
+            return backend.rate_and_apply_(
+                bucket,
+                sums,
+                self.effect,
+                self._state,
+                self._groups,
+                rule,
+                by_sensitivity=self.measures_sensitivity,
+            )
+
+        return do(work)
+
+    def _rate_(self, sums: RowSums) -> Tensor | None:
+        if self.factors == "none":
+            return None
+        return reference.rate_(
+            sums, self.effect, self._state, self._groups, by_sensitivity=self.measures_sensitivity
+        )
 
     def before_backward(self, loss: Tensor, closure: Closure | None = None) -> None:
         """Show a micro-batch's loss to the estimator of effectiveness, if it is used at all."""
-        if self.kind != "sensitivity":
+        if self.measures_effect:
             self.effectiveness.before_backward(loss, closure)
 
     def after_backward(self, closure: Closure | None = None) -> None:
         """Likewise, once ``backward`` of that micro-batch is done."""
-        if self.kind != "sensitivity":
+        if self.measures_effect:
             self.effectiveness.after_backward(closure)
+
+    @property
+    def _state(self) -> Sensitivity:
+        return Sensitivity(self._sensitivity, self._steps, self.alpha)
 
     @property
     def _groups(self) -> Sequence[int]:
@@ -129,7 +184,7 @@ class Repa:
         def side(m: int) -> list[Tensor | None]:
             return [
                 self.twins.weights[m][l]
-                if self.kind != "sensitivity" and self.effectiveness.reads_weight(m, l)
+                if self.measures_effect and self.effectiveness.reads_weight(m, l)
                 else None
                 for l in range(len(self.layout.channels))
             ]
@@ -189,7 +244,7 @@ class Repa:
             "shapes": [list(w.shape) for w in self.twins.weights[0]],
             "channel_axes": list(self.twins.channel_axes),
             "alpha": self.alpha,
-            "reliability": self.kind,
+            "factors": self.factors,
             "scope": self.scope,
             "history": self.history,
             "history_dtype": str(self.history_dtype),
@@ -197,13 +252,25 @@ class Repa:
         }
 
 
+def renamed_factors(factors: Factors, reliability: Factors | None) -> Factors:
+    """``factors=``, or what its old name ``reliability=`` gave, with a warning."""
+    if reliability is None:
+        return factors
+    warnings.warn(
+        "reliability= is now called factors=; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return reliability
+
+
 def _check_options(
-    alpha: float, reliability: str, scope: str, history: str, history_dtype: torch.dtype
+    alpha: float, factors: str, scope: str, history: str, history_dtype: torch.dtype
 ) -> None:
     if not 0 <= alpha < 1:
         raise ValueError(f"alpha={alpha!r}; the decay of Eq. 4 lies in [0, 1)")
     for name, value, choices in (
-        ("reliability", reliability, get_args(Kind)),
+        ("factors", factors, get_args(Factors)),
         ("scope", scope, get_args(Scope)),
         ("history", history, get_args(HistoryKind)),
         ("history_dtype", history_dtype, (torch.float32, torch.bfloat16)),

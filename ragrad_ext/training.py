@@ -13,14 +13,16 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .backends import select
-from .correct import check_options, correct_
+from .correct import check_stats, correct_
 from .estimators.choice import Choice
 from .estimators.effectiveness import Closure, Effectiveness
 from .estimators.gate.forward_watch import ForwardWatch
 from .pairs.pairing import Pairs, pair_parameters
-from .repa import HistoryKind, Kind, Repa, Scope
+from .repa import Factors, HistoryKind, Repa, Scope, renamed_factors
 from .rows.conflicts import Conflicts
-from .rules.ragrad import Identify, Resolve
+from .rules import Rule
+from .rules.decide import reads_reliability
+from .rules.registry import RuleName, rule_of
 
 Stream = nn.Module | Sequence[nn.Parameter]
 
@@ -50,8 +52,10 @@ class RaGrad:
         effectiveness: the estimator of Eq. 1. ``"auto"`` is `Gate`, which finds in the graph of the
             first step what each row allows; ``"paper"`` is Eq. 2 by exact double backward
             (`Hutchinson`), and an operator that has none is an error at the first loss.
-        alpha, reliability, scope, history, history_dtype: as in `Repa`.
-        backend, identify, resolve, eps: as in `correct_`.
+        factors, alpha, scope, history, history_dtype: as in `Repa`. By default both factors of R,
+            and none for a rule that reads no reliability.
+        rule, backend: as in `correct_`.
+        reliability: the old name of ``factors``.
 
     Attributes:
         pairs: what is paired and what was left out; ``pairs.report()`` prints it.
@@ -65,32 +69,32 @@ class RaGrad:
         ir: Stream | None = None,
         *,
         effectiveness: Effectiveness | Choice = "auto",
+        factors: Factors | None = None,
         alpha: float = 0.95,
-        reliability: Kind = "both",
         scope: Scope = "model",
         history: HistoryKind = "ema",
         history_dtype: torch.dtype = torch.float32,
+        rule: RuleName | Rule = "ragrad",
         backend: str = "auto",
-        identify: Identify = "dual",
-        resolve: Resolve = "blend",
-        eps: float = 1e-30,
+        reliability: Factors | None = None,
     ) -> None:
         self.pairs = _pairs(rgb, ir)
-        self._how: dict[str, Any] = {"identify": identify, "resolve": resolve, "eps": eps}
-        check_options(**self._how)
+        self.rule, self.backend = rule_of(rule), backend
         select(backend, self.pairs.rgb[0].device)
-        self._how["backend"] = backend
+        default: Factors = "both" if reads_reliability(self.rule) else "none"
+        factors = renamed_factors(factors or default, reliability)
         self.repa = Repa(
             self.pairs.rgb,
             self.pairs.ir,
+            factors=factors,
             alpha=alpha,
-            reliability=reliability,
             scope=scope,
             history=history,
             history_dtype=history_dtype,
             effectiveness=effectiveness,
             channel_axes=self.pairs.channel_axes,
         )
+        check_stats(self.repa, self.rule)
         self.last: Conflicts | None = None
         self._attached: RemovableHandle | None = None
         self._watch: ForwardWatch | None = None
@@ -188,7 +192,7 @@ class RaGrad:
 
     def _needs_trace(self) -> bool:
         """Whether the estimator is used, and has not yet seen the graph of a forward."""
-        return self.repa.kind != "sensitivity" and self.repa.effectiveness.needs_trace
+        return self.repa.measures_effect and self.repa.effectiveness.needs_trace
 
     def _correct_(self) -> Conflicts:
         grads_rgb, grads_ir = ([p.grad for p in side] for side in (self.pairs.rgb, self.pairs.ir))
@@ -200,8 +204,8 @@ class RaGrad:
                 stacklevel=3,
             )
         first = self.last is None
-        self.last = correct_(grads_rgb, grads_ir, self.repa, **self._how)
-        if first and self.repa.kind != "sensitivity":
+        self.last = correct_(grads_rgb, grads_ir, self.repa, rule=self.rule, backend=self.backend)
+        if first and self.repa.measures_effect:
             _LOG.info("effectiveness by %s", self.repa.effectiveness.summary())
         return self.last
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ragrad_ext import Conflicts, Reliability, Repa, correct_
+from ragrad_ext.rules import RaGradRule
 
 from .lib import cases, oracle
 from .lib.tolerances import MARGIN, RESULT, STAGE
@@ -176,7 +177,7 @@ def test_ties_of_a_whole_layer_are_no_conflict() -> None:
     _, _, _, record = run(rgb, ir)
     assert record.cosine.tolist() == [-1.0] * 16
     assert record.count() == 0
-    assert run(rgb, ir, identify="cosine")[3].count() == 16
+    assert run(rgb, ir, rule=RaGradRule(identify="cosine"))[3].count() == 16
 
 
 def test_large_float16_gradients_overflow_neither_inside_nor_outside() -> None:
@@ -338,12 +339,9 @@ def test_bad_gradients_are_named_before_anything_changes(
     ("options", "error", "match"),
     [
         ({"backend": "cuda"}, ValueError, 'backend "cuda" is unknown; choose "auto" or one of'),
-        ({"identify": "both"}, ValueError, "identify='both' is unknown; choose one of"),
-        ({"resolve": "mean"}, ValueError, "resolve='mean' is unknown"),
-        ({"eps": 0.0}, ValueError, "eps=0.0 cannot guard"),
-        ({"eps": math.nan}, ValueError, "eps=nan cannot guard"),
-        ({"eps": math.inf}, ValueError, "eps=inf cannot guard"),
-        ({"eps": -1e-8}, ValueError, "eps=-1e-08 cannot guard"),
+        ({"rule": "gradnorm"}, ValueError, 'rule "gradnorm" is unknown; choose one of "ragrad"'),
+        ({"rule": 3}, TypeError, "rule is int; pass a name"),
+        ({"rule": RaGradRule}, TypeError, "rule is the class RaGradRule; pass a name, an instance"),
     ],
 )
 def test_bad_options_are_named(options: dict, error: type[Exception], match: str) -> None:

@@ -11,6 +11,7 @@ import torch
 import ragrad_ext
 from ragrad_ext import backends, compiled, doctor
 from ragrad_ext.__main__ import main
+from ragrad_ext.backends import registry
 
 
 def test_the_command_prints_versions_and_backends() -> None:
@@ -31,10 +32,10 @@ def test_a_backend_that_cannot_work_gives_its_reason(monkeypatch: pytest.MonkeyP
             return f"no compiler for {device}"
 
     working = 2 if compiled.module is not None else 3  # Broken, triton, native, reference
-    monkeypatch.setattr(backends, "BACKENDS", (Broken(), *backends.BACKENDS))
-    monkeypatch.setattr(doctor, "BACKENDS", backends.BACKENDS)
+    monkeypatch.setattr(registry, "BACKENDS", (Broken(), *registry.BACKENDS))
+    monkeypatch.setattr(doctor, "BACKENDS", registry.BACKENDS)
     assert "broken     no: no compiler for cpu" in doctor.report()
-    assert backends.select("auto", torch.device("cpu")) is backends.BACKENDS[working]
+    assert backends.select("auto", torch.device("cpu")) is registry.BACKENDS[working]
     with pytest.raises(RuntimeError, match=r'on cpu: "broken": no compiler for cpu.*doctor'):
         backends.select("broken", torch.device("cpu"))
 

@@ -68,6 +68,13 @@ def test_the_layers_add_up(printed: str) -> None:
     assert 0.5 < low <= high <= 0.7311  # Eq. 10: sigmoid of a share of at most 1
 
 
+@example("own_rule.py")
+def test_a_rule_of_your_own_does_what_it_says(printed: str) -> None:
+    changed, rows = numbers(r"(\d+)", printed.splitlines()[0])
+    assert 0 < changed < rows == 24
+    assert printed.splitlines()[1].endswith("equal: True")
+
+
 def test_every_example_is_short_and_tested() -> None:
     here = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):

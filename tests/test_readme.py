@@ -186,3 +186,11 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    files = [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*") if ".venv" not in p.parts]
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+        for name in re.findall(r"`([\w./]+\.(?:py|cpp|h|cu|cuh|sh|md|svg))`", prose):
+            assert any(f"/{f}".endswith(f"/{name}") for f in files), f"{page} names {name}"

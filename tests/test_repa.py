@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ragrad_ext import FirstOrder, Gate, Hutchinson, Repa, correct_
-from ragrad_ext.backends.rating import normalise
+from ragrad_ext.backends import History, RowSums, registry
+from ragrad_ext.backends.reference import Reference
 from ragrad_ext.estimators.research import Fisher
+from ragrad_ext.reference import normalise
+from ragrad_ext.rows.bucket import Bucket
 
 from .lib import cases
 
@@ -109,14 +113,26 @@ class TestEq4:
         assert float(repa.state_dict()["sensitivity"][0, 0]) == 0.5 * 2.5 + 0.5 * 9
 
     @pytest.mark.parametrize(("history", "w"), [("ema", 1 - 0.95), ("cumulative", 1 / 2)])
-    def test_the_weight_of_a_step_is_a_float64(self, history: str, w: float) -> None:
+    def test_the_step_size_is_a_float64(
+        self, history: str, w: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+
+        class Watching(Reference):
+            name = "watching"
+
+            def observe_(self, bucket: Bucket, weights: Any, history: History | None) -> RowSums:
+                assert history is not None
+                seen.append(history.step_size)
+                return super().observe_(bucket, weights, history)
+
+        monkeypatch.setattr(registry, "BACKENDS", (Watching(),))
         repa = Repa(*weights((1, 2), (1, 2)), history=history)  # type: ignore[arg-type]
         zero = torch.zeros(1, 2)
         observe(repa, [zero, None], [zero, None])
-        record = repa._history()
-        assert record is not None
-        assert record.weight.dtype == torch.float64
-        assert record.weight.tolist() == [[w, 1.0], [w, 1.0]]
+        observe(repa, [zero, zero], [zero, zero])
+        assert seen[1].dtype == torch.float64
+        assert seen[1].tolist() == [[w, 1.0], [w, 1.0]]
 
     def test_bfloat16_history(self) -> None:
         assert self.sensitivities(history_dtype=torch.bfloat16) == [0.0, 5.0, 2.5]
@@ -169,11 +185,16 @@ class TestReliability:
         assert torch.allclose(r, self.e_hat * 0.5, rtol=1e-6)
 
     def test_effectiveness_alone(self) -> None:
-        r = observe(Repa(*self.theta, reliability="effectiveness"), *self.g)
+        r = observe(Repa(*self.theta, factors="effectiveness"), *self.g)
         assert torch.allclose(r, self.e_hat, rtol=1e-6)
 
+    def test_the_old_name_of_factors_still_works(self) -> None:
+        with pytest.warns(DeprecationWarning, match="reliability= is now called factors="):
+            old = Repa(*self.theta, reliability="effectiveness")
+        assert old.factors == "effectiveness"
+
     def test_sensitivity_alone(self) -> None:
-        repa = Repa(*self.theta, reliability="sensitivity", alpha=0.5)
+        repa = Repa(*self.theta, factors="sensitivity", alpha=0.5)
         assert observe(repa, *self.g).tolist() == [[0.5, 0.5], [0.5, 0.5]]
         # then d^2 = 1, 4 for rgb and 0, 0 for ir; S = 0.5, 2, 0, 0: mean 0.625
         moved = [self.g[0][0] + torch.tensor([[1.0], [2.0]])]
@@ -185,18 +206,18 @@ class TestReliability:
         """Eq. 5."""
         parts = {}
         for kind in ("both", "effectiveness", "sensitivity"):
-            repa = Repa(*self.theta, reliability=kind)  # type: ignore[arg-type]
+            repa = Repa(*self.theta, factors=kind)  # type: ignore[arg-type]
             observe(repa, *self.g)
             parts[kind] = observe(repa, [2 * self.g[0][0]], self.g[1])
         product = parts["effectiveness"] * parts["sensitivity"]
         assert torch.allclose(parts["both"], product, rtol=1e-6)
 
     def test_sensitivity_alone_never_asks_for_a_loss(self) -> None:
-        repa = Repa(*self.theta, reliability="sensitivity", effectiveness=Hutchinson())
+        repa = Repa(*self.theta, factors="sensitivity", effectiveness=Hutchinson())
         observe(repa, *self.g)
 
     def test_effectiveness_alone_keeps_no_history(self) -> None:
-        repa = Repa(*self.theta, reliability="effectiveness")
+        repa = Repa(*self.theta, factors="effectiveness")
         observe(repa, *self.g)
         assert repa.state_dict()["mean"] is None
 
@@ -285,7 +306,7 @@ def test_a_state_of_other_weights_is_refused() -> None:
     [
         ({"alpha": 1.0}, r"alpha=1.0; the decay of Eq. 4 lies in \[0, 1\)"),
         ({"alpha": math.nan}, "alpha=nan"),
-        ({"reliability": "all"}, "reliability='all' is unknown; choose one of"),
+        ({"factors": "all"}, "factors='all' is unknown; choose one of"),
         ({"scope": "row"}, "scope='row' is unknown"),
         ({"history": "none"}, "history='none' is unknown"),
         ({"history_dtype": torch.float16}, "history_dtype=torch.float16 is unknown"),

@@ -205,8 +205,8 @@ def test_misuse_is_named() -> None:
         RaGrad(model.rgb)
     with pytest.raises(TypeError, match="Pairs and a second stream"):
         RaGrad(pair_parameters(model.rgb, model.ir), model.ir)
-    with pytest.raises(ValueError, match="resolve='mix' is unknown"):
-        RaGrad(model.rgb, model.ir, resolve="mix")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='rule "mix" is unknown'):
+        RaGrad(model.rgb, model.ir, rule="mix")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='backend "gpu" is unknown'):
         RaGrad(model.rgb, model.ir, backend="gpu")
     ragrad = RaGrad(model.rgb, model.ir).attach(optimizer)

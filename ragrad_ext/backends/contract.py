@@ -3,77 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..rows.bucket import Bucket
 from ..rows.conflicts import Conflicts
-from ..rules.ragrad import Options
-
-Rows = Sequence[Tensor | None]
-
-
-class History(NamedTuple):
-    """The memory of Eq. 4; modality first: index 0 is rgb, 1 is ir.
-
-    Attributes:
-        mean: mu, one tensor per pair and modality, shaped like its gradient. The backend updates
-            it in place: ``mu <- mu + w (g - mu)``, element by element, where g is finite.
-        weight: (2, rows) float64, w of this step.
-    """
-
-    mean: tuple[Sequence[Tensor], Sequence[Tensor]]
-    weight: Tensor
-
-
-class RowSums(NamedTuple):
-    """What REPA needs of the gradients; modality first.
-
-    Attributes:
-        dot: (2, rows) float64, ``sum_j g_j theta_j``; 0 where no weight was given.
-        deviation: (2, rows) float64, ``mean_j (g_j - mu_j)^2`` against the mu *before* this
-            step; 0 without history.
-        observed: (2, rows) bool; False for the rows of a skipped pair and for rows that held an
-            inf or nan: their sums are 0.
-        twin_dots: (rows, 3) float64, ``|g_rgb|^2, |g_ir|^2, g_rgb . g_ir`` for the correction
-            that follows, from a backend that found them in the same pass.
-    """
-
-    dot: Tensor
-    deviation: Tensor
-    observed: Tensor
-    twin_dots: Tensor | None = None
-
-
-class Sensitivity(NamedTuple):
-    """The state of Eq. 4; `rate_and_correct_` updates both tensors in place.
-
-    Attributes:
-        score: (2, rows) float64, S.
-        steps: (2, rows) float64, how often each row was observed.
-        alpha: decay of S.
-    """
-
-    score: Tensor
-    steps: Tensor
-    alpha: float
+from ..rows.sums import History, Rows, RowSums, Sensitivity
+from ..rules.ragrad import RaGradRule
 
 
 class Unavailable(RuntimeError):
-    """A backend turns out to be of no use on a device, and has changed nothing yet.
+    """Raised when a backend cannot run on a device; nothing has been modified.
 
     From then on its `unusable` gives the reason.
     """
 
 
 class Backend(Protocol):
-    """The verbs of a step: observe, then rate and correct; or correct alone, by a given R.
+    """The verbs of a correction.
 
-    All wait for nothing and are deterministic.
+    Any rule takes two of them: `observe_`, then, once R and the matrix of every row are known,
+    `apply_`. Between them `ragrad_ext.reference.rate_` and `ragrad_ext.rules.decide` do a little
+    arithmetic per row. For RaGrad's own rule the verbs after one another are fused, with the same
+    results: `decide_and_apply_` by a given R, `rate_and_apply_` after an observation.
 
-    The first one of a step may raise `Unavailable`, before anything is changed.
+    Nothing here waits for the device, and all is deterministic. Each verb may raise `Unavailable`
+    before it changes anything; another backend can then do the same.
     """
 
     name: str
@@ -81,45 +38,47 @@ class Backend(Protocol):
     def unusable(self, device: torch.device) -> str | None:
         """Why this backend cannot serve ``device`` here; None if it can."""
 
-    def correct_(
-        self,
-        bucket: Bucket,
-        reliability: Tensor,
-        options: Options,
-        twin_dots: Tensor | None = None,
-    ) -> Conflicts:
-        """Eq. 6-10 from a given reliability, (2, rows) float32.
-
-        ``twin_dots`` are those of this backend's own ``observe_`` of the same gradients.
-        """
-
     def observe_(
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
     ) -> RowSums:
-        """One pass over gradients, weights and history. A weight of None is not read.
+        """One pass over gradients, weights and history; ``history.mean`` moves on (Eq. 4).
 
-        Weights are shaped like their gradients.
+        A weight of None is not read. Weights and means are shaped like their gradients.
         """
 
-    def rate_and_correct_(
+    def apply_(self, bucket: Bucket, mix: Tensor) -> None:
+        """``[g_rgb; g_ir] <- M [g_rgb; g_ir]``, row by row; results beyond the dtype saturate.
+
+        A gradient row whose row of M is that of the identity keeps its bytes; a pair whose M is
+        the identity is not read.
+
+        Args:
+            mix: (rows, 2, 2) float64, M of every row; finite, and the identity where a gradient is
+                not finite.
+        """
+
+    def decide_and_apply_(self, bucket: Bucket, reliability: Tensor, rule: RaGradRule) -> Conflicts:
+        """Eq. 6-10 from a given R, (2, rows) float32: one pass over the gradients."""
+
+    def rate_and_apply_(
         self,
         bucket: Bucket,
         sums: RowSums,
         effect: Tensor | None,
         sensitivity: Sensitivity,
         groups: Sequence[int],
-        options: Options,
+        rule: RaGradRule,
         *,
         by_sensitivity: bool,
     ) -> tuple[Tensor, Conflicts]:
-        """Eq. 3-10: S moves on, and the gradients are corrected by the R just found.
+        """Eq. 3-10 after `observe_`: S moves on, and the gradients are corrected by the new R.
 
         Args:
-            sums: what this backend's own ``observe_`` found in the same gradients.
+            sums: what ``observe_`` found in the same gradients.
             effect: E of Eq. 1, (2, rows) float64; None leaves that factor of R out.
             groups: the sizes of the groups of consecutive rows that Eq. 3 pools; whole pairs.
             by_sensitivity: whether S is a factor of R.
 
         Returns:
-            R of every row, (2, rows) float32, and what `correct_` returns.
+            R of every row, (2, rows) float32, and the record.
         """

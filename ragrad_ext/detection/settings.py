@@ -155,7 +155,7 @@ class Settings:
         metadata=about(
             "RaGrad: both factors of Eq. 5 or one of them",
             get_args(Reliability),
-            argument="reliability",
+            argument="factors",
         ),
     )
     scope: Scope = field(

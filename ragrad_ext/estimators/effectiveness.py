@@ -51,7 +51,7 @@ class Effectiveness:
         """Raise RuntimeError if this step lacks something that ``effect`` will need."""
 
     def reads_weight(self, m: int, l: int) -> bool:
-        """Whether ``effect`` uses ``sums.dot`` of pair l, modality m (0: rgb, 1: ir)."""
+        """Whether ``effect`` uses ``sums.g_theta`` of pair l, modality m (0: rgb, 1: ir)."""
         return True
 
     def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
@@ -61,9 +61,9 @@ class Effectiveness:
 
         Args:
             bucket: the gradients of this step, as rows.
-            sums: what the backend summed; ``sums.dot`` is ``sum_j g_j theta_j``, (2, rows).
+            sums: what the backend summed; ``sums.g_theta`` is ``sum_j g_j theta_j``, (2, rows).
         """
-        return -sums.dot
+        return -sums.g_theta
 
     def summary(self) -> str:
         """One line that says where E comes from."""

@@ -75,7 +75,7 @@ class Refreshed(Effectiveness):
 
     def estimate(self, bucket: Bucket, sums: RowSums) -> Tensor:
         """E from ``held``, (2, rows) float64. Default, Eq. 2: ``-sum_j g_j theta_j + q``."""
-        return -sums.dot + self.held if self.whole else -sums.dot
+        return -sums.g_theta + self.held if self.whole else -sums.g_theta
 
     # A subclass reads these.
 
@@ -160,7 +160,7 @@ class Refreshed(Effectiveness):
             )
 
     def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
-        self._to(sums.dot.device)
+        self._to(sums.g_theta.device)
         if self._sum is not None:
             with self._unless_out_of_memory():
                 self._sum = self.complete(self._sum, bucket)

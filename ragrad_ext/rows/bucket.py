@@ -4,41 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import compiled
+from .layout import Layout
 
 Grads = Sequence[Tensor | None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the rows of L layers lie behind one another.
-
-    Attributes:
-        channels: C_l, the output channels of layer l.
-        offsets: (L + 1,) bounds; layer l owns the flat rows ``offsets[l]:offsets[l + 1]``.
-    """
-
-    channels: tuple[int, ...]
-    offsets: tuple[int, ...]
-
-    @classmethod
-    def of(cls, channels: Sequence[int]) -> Layout:
-        return cls(tuple(channels), (0, *accumulate(channels)))
-
-    @property
-    def rows(self) -> int:
-        return self.offsets[-1]
-
-    def slices(self) -> list[slice]:
-        """The flat rows of every layer."""
-        return [slice(a, b) for a, b in pairwise(self.offsets)]
 
 
 @dataclass(frozen=True)
@@ -64,6 +39,17 @@ class Bucket:
     table: Any = None
     geometry: int | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nothing(self) -> tuple[list[None], list[None]]:
+        """In place of weights or a history that are not read."""
+        none = [None] * len(self.layout.channels)
+        return none, none
+
+    def absent(self) -> list[slice]:
+        """The flat rows of every pair that is skipped."""
+        slices = self.layout.slices()
+        return [rows for l, rows in enumerate(slices) if self.twins(l) is None]
 
     def note_changes(self) -> None:
         """Tell autograd that gradients were written in place, as PyTorch's own operators do."""
@@ -120,7 +106,7 @@ class Buckets:
         if torch.compiler.is_compiling():  # tensors have no address yet
             return None
         if self._table is None:
-            self._table = compiled.module.Twins(Tensor, self.layout.channels, self.channel_axes)
+            self._table = compiled.module.RowTable(Tensor, self.layout.channels, self.channel_axes)
         return self._table
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .bucket import Layout
+from .layout import Layout
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,11 @@ class Conflicts:
     Attributes:
         cosine: (rows,) float32, cosine of the twin gradients. 0 where a gradient is zero or
             the pair was skipped; nan throughout a layer that held an inf or nan.
-        gap: (rows,) float32, ``|R_rgb - R_ir|`` (Eq. 6).
-        mask: (rows,) bool, the conflict set C of Eq. 6: rows whose weak side was rewritten.
-        strength: (rows,) float32, lambda of Eq. 10 on conflict rows, 0 elsewhere.
+        gap: (rows,) float32, ``|R_rgb - R_ir|`` (Eq. 6); 0 where no reliability was measured.
+        mask: (rows,) bool, which rows the rule changed; under RaGrad's own, the conflict set C of
+            Eq. 6.
+        strength: (rows,) float32, lambda of Eq. 10 on conflict rows, 0 elsewhere and under other
+            rules.
         layout: which rows belong to which layer.
     """
 

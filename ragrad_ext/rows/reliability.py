@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .bucket import Buckets, Layout
+from .layout import Layout
 
 
 class Reliability:
@@ -55,11 +54,6 @@ class Reliability:
     @property
     def device(self) -> torch.device:
         return self.values.device
-
-    @cached_property
-    def buckets(self) -> Buckets:
-        """What makes buckets of gradients that belong to it; their channel axis is the first."""
-        return Buckets(self.layout, (0,) * len(self.layout.channels))
 
     @property
     def rgb(self) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bucket import Layout, refuse_sharded
+from .bucket import refuse_sharded
+from .layout import Layout
 
 
 @dataclass(frozen=True)

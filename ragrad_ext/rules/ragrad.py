@@ -1,125 +1,116 @@
-"""RGCR, Eq. 6-10: which rows conflict, and what becomes of them.
-
-The literal reference, one layer at a time, in float64. Every backend must agree with it and
-shares none of its formulas.
-"""
+"""RaGrad's own rule, Eq. 6-10: literal, the reference of all kernels that fuse it."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from ..rows.layout import Layout
+from .gram import cosine_similarity, matrices
 
 Identify = Literal["dual", "cosine"]
 Resolve = Literal["blend", "project"]
 
 
-class Options(NamedTuple):
-    """How conflicts are identified and resolved.
+class Thresholds(NamedTuple):
+    """Eq. 6: what a conflict is measured by, layer by layer.
 
     Attributes:
-        identify: ``"dual"``, Eq. 6, or ``"cosine"``: every ``cos < 0`` (Table 7, without DCCI).
-        resolve: ``"blend"``, Eq. 8-10, or ``"project"``: Eq. 8 alone (Table 7, without RGGC).
-        eps: the guard of Eq. 8 and 10 against 0/0, nothing more.
+        cosine: mu_cos, (L,) float64: the mean of the strictly negative cosines; nan without any.
+        gap: mu_R, (L,) float64: the mean gap of all rows.
+    """
+
+    cosine: Tensor
+    gap: Tensor
+
+
+@dataclass(frozen=True)
+class RaGradRule:
+    """Where two rows point apart and one is clearly more reliable, the weak one is corrected.
+
+    Args:
+        identify: ``"dual"``: Eq. 6. ``"cosine"``: every row with a negative cosine conflicts
+            (Table 7, without DCCI).
+        resolve: ``"blend"``: Eq. 8-10. ``"project"``: Eq. 8 alone (Table 7, without RGGC).
+        eps: guards Eq. 8 and 10 against 0/0; not meant to change any other result.
+
+    Raises:
+        ValueError: an option is unknown.
     """
 
     identify: Identify = "dual"
     resolve: Resolve = "blend"
     eps: float = 1e-30
+    reads_reliability: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (("identify", get_args(Identify)), ("resolve", get_args(Resolve))):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {choices}")
+        if not 0 < self.eps < float("inf"):
+            raise ValueError(
+                f"eps={self.eps!r} cannot guard a division; pass a small positive number"
+            )
+
+    def __call__(self, gram: Tensor, reliability: Tensor, layout: Layout, /) -> Tensor:
+        """As `Rule`."""
+        thresholds = thresholds_of(layer_sums(gram, reliability, layout))
+        return self.matrices(gram, reliability, layout, thresholds)
+
+    def matrices(
+        self, gram: Tensor, reliability: Tensor, layout: Layout, thresholds: Thresholds
+    ) -> Tensor:
+        """Eq. 6-10 by given thresholds, (rows, 2, 2) float64."""
+        n_rgb, n_ir, dot = gram.unbind(1)
+        r_rgb, r_ir = reliability.double()
+        cosine, gap = cosine_similarity(gram), (r_rgb - r_ir).abs()
+        conflict = cosine < 0
+        if self.identify == "dual":
+            mu_cos, mu_gap = (layout.to_rows(x) for x in thresholds)
+            conflict = (cosine < mu_cos) & (gap > mu_gap)  # Eq. 6
+
+        rgb_is_reliable = r_rgb >= r_ir  # Eq. 7; a tie is possible only under identify="cosine"
+        n_strong = torch.where(rgb_is_reliable, n_rgb, n_ir)
+        # The new weak row as its shares of the old weak row and of the strong one.
+        one, zero = torch.ones_like(dot), torch.zeros_like(dot)
+        of_weak, of_strong = one, -dot / (n_strong + self.eps)  # Eq. 8
+        lam = self.strength(reliability)
+        of_weak, of_strong = (1 - lam) * of_weak, (1 - lam) * of_strong + lam  # Eq. 9
+
+        rgb_is_weak, ir_is_weak = conflict & ~rgb_is_reliable, conflict & rgb_is_reliable
+        return matrices(
+            torch.where(rgb_is_weak, of_weak, one),
+            torch.where(rgb_is_weak, of_strong, zero),
+            torch.where(ir_is_weak, of_strong, zero),
+            torch.where(ir_is_weak, of_weak, one),
+        )
+
+    def strength(self, reliability: Tensor) -> Tensor:
+        """Eq. 10: lambda, (rows,) float64 in [1/2, sigmoid(1)]; 0 under ``resolve="project"``."""
+        r_rgb, r_ir = reliability.double()
+        if self.resolve == "project":
+            return torch.zeros_like(r_rgb)
+        return torch.sigmoid((r_rgb - r_ir).abs() / (r_rgb + r_ir + self.eps))
 
 
-class Layer(NamedTuple):
-    """One corrected layer: the new gradients, then the four columns of `Conflicts`."""
+def layer_sums(gram: Tensor, reliability: Tensor, layout: Layout) -> Tensor:
+    """The sums of Eq. 6 over the rows of each layer, (L, 4) float64.
 
-    g_rgb: Tensor
-    g_ir: Tensor
-    cosine: Tensor
-    gap: Tensor
-    mask: Tensor
-    strength: Tensor
-
-
-def correct_layer(
-    g_rgb: Tensor, g_ir: Tensor, r_rgb: Tensor, r_ir: Tensor, options: Options
-) -> Layer:
-    """Correct the gradients of one layer, out of place.
-
-    Args:
-        g_rgb, g_ir: (C_l, ...) gradients of one shape.
-        r_rgb, r_ir: (C_l,) reliabilities in [0, 1].
-
-    Returns:
-        New gradients in the dtype and shape given. Rows outside the conflict set, and all rows
-        of a layer that holds an inf or nan, are the old ones bit for bit.
+    Columns: the negative cosines, how many they are, the gaps, and how many rows there are. Sums
+    of parts of a layer, as sharded training has them, add up to those of the whole.
     """
-    rows_rgb, rows_ir = (g.double().reshape(g.shape[0], -1) for g in (g_rgb, g_ir))  # (C_l, N_l)
-    r_rgb, r_ir = r_rgb.double(), r_ir.double()
-    finite = rows_rgb.isfinite().all() & rows_ir.isfinite().all()
-
-    cosine = cosine_similarity(rows_rgb, rows_ir)
-    gap = (r_rgb - r_ir).abs()
-    mask = identify_conflicts(cosine, gap, options.identify) & finite
-
-    rgb_is_reliable = r_rgb >= r_ir  # Eq. 7; a tie is possible only under identify="cosine"
-    strength = blending_weight(gap, r_rgb + r_ir, options)
-    new_ir = resolve_conflict(rows_ir, rows_rgb, strength, options.eps)
-    new_rgb = resolve_conflict(rows_rgb, rows_ir, strength, options.eps)
-
-    return Layer(
-        _rewrite(g_rgb, new_rgb, mask & ~rgb_is_reliable),
-        _rewrite(g_ir, new_ir, mask & rgb_is_reliable),
-        torch.where(finite, cosine, torch.nan).float(),
-        gap.float(),
-        mask,
-        torch.where(mask, strength, 0.0).float(),
-    )
-
-
-def cosine_similarity(rows_rgb: Tensor, rows_ir: Tensor) -> Tensor:
-    """Row-wise cosine, (C_l, N_l) x 2 -> (C_l,); 0 where either row is zero.
-
-    Rounded to float32 and back, so that cosines equal but for the last bits of their sums are
-    equal when Eq. 6 compares them with their mean.
-    """
-    dot = (rows_rgb * rows_ir).sum(1)
-    norm_rgb, norm_ir = rows_rgb.square().sum(1).sqrt(), rows_ir.square().sum(1).sqrt()
-    zero = (norm_rgb == 0) | (norm_ir == 0)
-    return torch.where(zero, 0.0, dot / (norm_rgb * norm_ir)).float().double()
-
-
-def identify_conflicts(cosine: Tensor, gap: Tensor, how: Identify) -> Tensor:
-    """Eq. 6: the conflict set of one layer as a mask, (C_l,) x 2 -> (C_l,) bool."""
+    cosine = cosine_similarity(gram)
+    gap = (reliability[0].double() - reliability[1].double()).abs()
     negative = cosine < 0
-    if how == "cosine":
-        return negative
-    # Without a negative cosine the mean is 0/0 = nan, and no cosine lies below it.
-    mu_cos = torch.where(negative, cosine, 0.0).sum() / negative.sum()
-    mu_gap = gap.sum() / gap.numel()  # not mean(): on CUDA it multiplies by a rounded 1/C_l
-    return (cosine < mu_cos) & (gap > mu_gap)
+    columns = torch.where(negative, cosine, 0.0), negative.double(), gap, torch.ones_like(gap)
+    return torch.stack([layout.sum_by_layer(x) for x in columns], 1)
 
 
-def blending_weight(gap: Tensor, total: Tensor, options: Options) -> Tensor:
-    """Eq. 10: lambda, (C_l,) in [1/2, sigmoid(1)]; 0 under ``resolve="project"``."""
-    if options.resolve == "project":
-        return torch.zeros_like(gap)
-    return torch.sigmoid(gap / (total + options.eps))
-
-
-def resolve_conflict(weak: Tensor, strong: Tensor, strength: Tensor, eps: float) -> Tensor:
-    """Eq. 8, then Eq. 9: (C_l, N_l) x 2, (C_l,) -> (C_l, N_l)."""
-    lam = strength[:, None]
-    dot = (weak * strong).sum(1, keepdim=True)
-    orthogonal = weak - dot / (strong.square().sum(1, keepdim=True) + eps) * strong  # Eq. 8
-    return (1 - lam) * orthogonal + lam * strong  # Eq. 9
-
-
-def _rewrite(old: Tensor, new_rows: Tensor, rewrite: Tensor) -> Tensor:
-    """``old`` with the marked rows replaced; rounded once, to the dtype of ``old``.
-
-    What lies beyond the dtype's range saturates: a correction never makes an inf of finite
-    gradients, which no loss scaler would look for any more.
-    """
-    limit = torch.finfo(old.dtype).max
-    new = new_rows.clamp(-limit, limit).reshape(old.shape).to(old.dtype)
-    return torch.where(rewrite.view(-1, *[1] * (old.dim() - 1)), new, old)
+def thresholds_of(sums: Tensor) -> Thresholds:
+    """The means of Eq. 6 from `layer_sums`."""
+    cosines, negatives, gaps, rows = sums.unbind(1)
+    # 0/0 = nan where no cosine is negative, and no cosine is below that.
+    return Thresholds(cosines / negatives, gaps / rows)

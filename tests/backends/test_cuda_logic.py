@@ -1,57 +1,46 @@
-"""The CUDA kernels' logic, run on the host: no device is needed, and no speed is shown."""
+"""The logic of the CUDA kernels for `decide_and_apply_`, run on the host."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from ragrad_ext.rows.conflicts import Conflicts
-from ragrad_ext.rules.ragrad import Identify, Options, Resolve
+from ragrad_ext.rules import RaGradRule
+from ragrad_ext.rules.ragrad import Identify, Resolve
 
 from ..lib import cases
-from ..lib.cuda_on_host.backend import OnHost, Sizes, build
+from ..lib.cuda_on_host.backend import OnHost, Sizes
 from ..lib.parity import (
     Side,
     bits,
     bucket_of,
     clone,
     compare,
-    compare_observation,
     corrected,
-    observed,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the shim with"),
-]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build(Path(tmp_path_factory.mktemp("cuda")))
+pytestmark = pytest.mark.slow
 
 
 def found(record: Conflicts) -> list[Tensor]:
     return [record.cosine, record.gap, record.mask, record.strength]
 
 
-@pytest.mark.parametrize("variant", [{}, {"two_launches": True}, {"slow_double": True}])
+@pytest.mark.parametrize("slow_double", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", cases.AWKWARD)
 def test_correction_agrees_on_awkward_inputs(
-    library: ctypes.CDLL, name: str, dtype: torch.dtype, variant: dict[str, bool]
+    cuda_on_host: ctypes.CDLL, name: str, dtype: torch.dtype, slow_double: bool
 ) -> None:
     rgb, ir = ([cases.cast(x, dtype) for x in side] for side in cases.AWKWARD[name])
-    compare(OnHost(library, **variant), rgb, ir)  # type: ignore[arg-type]
+    compare(OnHost(cuda_on_host, slow_double=slow_double), rgb, ir)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +48,17 @@ def test_correction_agrees_on_awkward_inputs(
     [*product(["dual", "cosine"], ["blend", "project"], [1e-30]), ("dual", "blend", 0.5)],
 )
 def test_correction_agrees_under_every_option(
-    library: ctypes.CDLL, identify: Identify, resolve: Resolve, eps: float
+    cuda_on_host: ctypes.CDLL, identify: Identify, resolve: Resolve, eps: float
 ) -> None:
     rgb, ir = cases.AWKWARD["several layers"]
-    compare(OnHost(library), rgb, ir, options=Options(identify, resolve, eps))
+    compare(OnHost(cuda_on_host), rgb, ir, rule=RaGradRule(identify, resolve, eps))
 
 
 @pytest.mark.parametrize("slow_double", [False, True])
 @pytest.mark.parametrize("scale", [1e-25, 1e-16, 1e-4, 1e17, 1e19, 1e30])
 @pytest.mark.parametrize("seed", range(4))
 def test_correction_agrees_on_random_layers(
-    library: ctypes.CDLL, seed: int, scale: float, slow_double: bool
+    cuda_on_host: ctypes.CDLL, seed: int, scale: float, slow_double: bool
 ) -> None:
     """Layers of every width, cut as on a device or much smaller, on one block or on seven."""
     g = cases.rng(seed)
@@ -85,12 +74,12 @@ def test_correction_agrees_on_random_layers(
         rgb += [x.to(dtype) for x in a]
         ir += [x.to(dtype) for x in b]
     sizes = Sizes(4096, 32768, 4096, 1 << 30) if seed % 2 else None
-    backend = OnHost(library, (1, 7)[seed // 2], seed, sizes, slow_double=slow_double)
+    backend = OnHost(cuda_on_host, (1, 7)[seed // 2], seed, sizes, slow_double=slow_double)
     compare(backend, rgb, ir, seed)
 
 
-def test_at_most_one_row_in_a_thousand_lies_inside_the_margin(library: ctypes.CDLL) -> None:
-    counts = [compare(OnHost(library), *cases.twins(200, 18, seed=s), s) for s in range(10)]
+def test_at_most_one_row_in_a_thousand_lies_inside_the_margin(cuda_on_host: ctypes.CDLL) -> None:
+    counts = [compare(OnHost(cuda_on_host), *cases.twins(200, 18, seed=s), s) for s in range(10)]
     rows, close = (sum(column) for column in zip(*counts, strict=True))
     assert rows == 2000
     assert close <= rows / 1000
@@ -98,14 +87,14 @@ def test_at_most_one_row_in_a_thousand_lies_inside_the_margin(library: ctypes.CD
 
 @pytest.mark.parametrize("blocks", [1, 2, 7])
 def test_layers_whose_rewrite_takes_more_tickets_than_there_are_blocks(
-    library: ctypes.CDLL, blocks: int
+    cuda_on_host: ctypes.CDLL, blocks: int
 ) -> None:
     pairs = [cases.twins(300, 3, seed=l, agreement=-0.5) for l in range(12)]
     rgb, ir = ([p[m][0] for p in pairs] for m in (0, 1))
-    compare(OnHost(library, blocks, sizes=Sizes(layers=100)), rgb, ir)
+    compare(OnHost(cuda_on_host, blocks, sizes=Sizes(layers=100)), rgb, ir)
 
 
-def test_sums_are_exact_where_double_is_slow(library: ctypes.CDLL) -> None:
+def test_sums_are_exact_where_double_is_slow(cuda_on_host: ctypes.CDLL) -> None:
     """Cosines of long rows with sums that nearly cancel, over all scales at once."""
     g = cases.rng(7)
     rgb, ir = (torch.randn(64, 4000, generator=g) for _ in range(2))
@@ -113,149 +102,106 @@ def test_sums_are_exact_where_double_is_slow(library: ctypes.CDLL) -> None:
     rgb[0], ir[1] = 0, 0
     r = torch.rand(2, 64, generator=g)
     slow, wide = (
-        corrected(OnHost(library, sizes=Sizes(16384), slow_double=s), [rgb], [ir], r, Options())[2]
+        corrected(
+            OnHost(cuda_on_host, sizes=Sizes(16384), slow_double=s), [rgb], [ir], r, RaGradRule()
+        )[2]
         for s in (True, False)
     )
     torch.testing.assert_close(slow.cosine, wide.cosine, rtol=2**-23, atol=2**-40)
     assert torch.equal(slow.mask, wide.mask)
 
 
-def test_dots_of_the_observation_spare_the_correction_a_read(library: ctypes.CDLL) -> None:
+def test_dots_of_the_observation_spare_the_correction_a_read(cuda_on_host: ctypes.CDLL) -> None:
     rgb, ir = cases.AWKWARD["several layers"]
     r = torch.rand(2, 43, generator=cases.rng(5))
     (a_rgb, a_ir), (b_rgb, b_ir) = (clone(rgb), clone(ir)), (clone(rgb), clone(ir))
-    run = OnHost(library).open(bucket_of(a_rgb, a_ir))
-    a = run.correct(r, Options(), run.observe(None).twin_dots)
-    b = OnHost(library).correct_(bucket_of(b_rgb, b_ir), r, Options())
+    run = OnHost(cuda_on_host).open(bucket_of(a_rgb, a_ir))
+    a = run.decide_and_apply(r, RaGradRule(), run.observe(None).gram)
+    b = OnHost(cuda_on_host).decide_and_apply_(bucket_of(b_rgb, b_ir), r, RaGradRule())
     for x, y in zip([*a_rgb, *a_ir, *found(a)], [*b_rgb, *b_ir, *found(b)], strict=True):
         assert torch.equal(x, y)
     assert a.count() > 0
     # and they are believed, not made again
-    lying = run.correct(r, Options(), torch.ones(43, 3, dtype=torch.float64))
+    lying = run.decide_and_apply(r, RaGradRule(), torch.ones(43, 3, dtype=torch.float64))
     assert lying.count() == 0
     assert (lying.cosine == 1).all()
 
 
-@pytest.mark.parametrize("two_launches", [False, True])
 def test_the_same_bits_whatever_the_order_and_the_number_of_blocks(
-    library: ctypes.CDLL, two_launches: bool
+    cuda_on_host: ctypes.CDLL,
 ) -> None:
     """Split rows, several launches; repeated on one workspace, which every launch leaves ready."""
     layers = [(24, 900), (200, 20), (2, 700), (5, 64), (64, 3)]  # the first two take many units
     pairs = [cases.twins(c, n, seed=c, agreement=-0.5) for c, n in layers]
     rgb, ir = ([p[m][0] for p in pairs] for m in (0, 1))
     r = torch.rand(2, sum(c for c, _ in layers), generator=cases.rng(3))
-    first = corrected(OnHost(library, 1), rgb, ir, r, Options())
+    first = corrected(OnHost(cuda_on_host, 1), rgb, ir, r, RaGradRule())
     assert first[2].count() > 0
     expected = [*first[0], *first[1], *found(first[2])]
     for blocks in (2, 5):
         new_rgb, new_ir = clone(rgb), clone(ir)
-        backend = OnHost(library, blocks, two_launches=two_launches)
+        backend = OnHost(cuda_on_host, blocks)
         run = backend.open(bucket_of(new_rgb, new_ir))
         for seed in range(8):
             for new, old in zip(new_rgb + new_ir, rgb + ir, strict=True):
                 new.copy_(old)
-            record = run.correct(r, Options(), seed=seed)
-            assert run.launches == (6 if two_launches else 3)
+            record = run.decide_and_apply(r, RaGradRule(), seed=seed)
+            assert run.launches == 3
             results = [*new_rgb, *new_ir, *found(record)]
             assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
+def test_an_earlier_call_leaves_nothing_that_counts(cuda_on_host: ctypes.CDLL) -> None:
+    """On one workspace, first one modality is weak and then the other one."""
+    pairs = [cases.twins(c, n, seed=c, agreement=-0.5) for c, n in ((24, 900), (200, 20))]
+    rgb, ir = ([p[m][0] for p in pairs] for m in (0, 1))
+    r = torch.rand(2, 224, generator=cases.rng(3))
+    new_rgb, new_ir = clone(rgb), clone(ir)
+    run = OnHost(cuda_on_host).open(bucket_of(new_rgb, new_ir))
+    for given in (r, r.flip(0)):
+        for new, old in zip(new_rgb + new_ir, rgb + ir, strict=True):
+            new.copy_(old)
+        record = run.decide_and_apply(given, RaGradRule())
+        expected = corrected(OnHost(cuda_on_host), rgb, ir, given, RaGradRule())
+        results = [*new_rgb, *new_ir, *found(record)]
+        fresh = [*expected[0], *expected[1], *found(expected[2])]
+        assert all(torch.equal(a, b) for a, b in zip(results, fresh, strict=True))
+        assert record.count() > 0
+
+
 @pytest.mark.parametrize("slow_double", [False, True])
-def test_a_layer_with_inf_or_nan_is_left_untouched(library: ctypes.CDLL, slow_double: bool) -> None:
-    backend = OnHost(library, slow_double=slow_double)
+def test_a_layer_with_inf_or_nan_is_left_untouched(
+    cuda_on_host: ctypes.CDLL, slow_double: bool
+) -> None:
+    backend = OnHost(cuda_on_host, slow_double=slow_double)
     for dtype, bad in product(DTYPES, (math.nan, math.inf, -math.inf)):
         rgb, ir = ([x.to(dtype) for x in side] for side in cases.twins(40, 37, agreement=-0.8))
         rgb, ir = rgb + clone(rgb), ir + clone(ir)
         rgb[0][2, 36] = bad
         compare(backend, rgb, ir)
         r = torch.rand(2, 80, generator=cases.rng(1))
-        new_rgb, new_ir, record = corrected(backend, rgb, ir, r, Options())
+        new_rgb, new_ir, record = corrected(backend, rgb, ir, r, RaGradRule())
         assert torch.equal(bits(new_rgb[0]), bits(rgb[0]))
         assert torch.equal(bits(new_ir[0]), bits(ir[0]))
         assert record.cosine[:40].isnan().all()
         assert record.mask[:40].sum() == 0 < record.mask[40:].sum()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("history", [None, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", cases.AWKWARD)
-def test_observation_agrees(
-    library: ctypes.CDLL, name: str, history: torch.dtype | None, dtype: torch.dtype
-) -> None:
-    rgb, ir = ([cases.cast(x, dtype) for x in side] for side in cases.AWKWARD[name])
-    mean = tuple([0.5 * cases.cast(x, history) for x in side] for side in (ir, rgb))
-    compare_observation(
-        OnHost(library, 4), rgb, ir, (clone(ir), clone(rgb)), mean if history else None
-    )
-
-
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_observation_reads_weights_of_any_type_or_none(
-    library: ctypes.CDLL, dtype: torch.dtype, weights: torch.dtype
-) -> None:
-    rgb, ir = ([x.to(dtype) for x in side] for side in cases.twins(9, 200))
-    rgb, ir = rgb * 3, [x.clone() for x in ir * 3]
-    rgb = clone(rgb)
-    theta = [[x.to(weights) for x in side] for side in cases.twins(9, 200, seed=1)]
-    some = (theta[0] + [None] + theta[0], [None] + theta[1] + theta[1])
-    compare_observation(OnHost(library), rgb, ir, some, None)  # type: ignore[arg-type]
-
-
-def test_observation_gives_the_same_bits_in_any_order(library: ctypes.CDLL) -> None:
-    rgb, ir = cases.AWKWARD["several layers"]
-    results = []
-    for blocks, seed in product((1, 2, 5), range(4)):
-        mean = clone(ir), clone(rgb)
-        sums = observed(OnHost(library, blocks, seed), rgb, ir, (ir, rgb), mean, 0.25)
-        results.append([*sums, *mean[0], *mean[1]])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_non_finite_elements_stay_out_of_sums_and_mu(
-    library: ctypes.CDLL, dtype: torch.dtype
-) -> None:
-    for bad in (math.nan, math.inf, -math.inf):
-        rgb, ir = ([x.to(dtype) for x in side] for side in cases.twins(5, 37))
-        rgb[0][2, 36] = bad
-        theta, mean = cases.twins(5, 37, seed=3), cases.twins(5, 37, seed=4)
-        sums = compare_observation(OnHost(library), rgb, ir, theta, mean)
-        assert sums.observed.tolist() == [[True, True, False, True, True], [True] * 5]
-        assert sums.twin_dots is not None
-        assert not sums.twin_dots[2, 0].isfinite()
-        assert mean[0][0].isfinite().all()
-
-
-def test_skipped_pairs_keep_their_zeros(library: ctypes.CDLL) -> None:
+def test_skipped_pairs_keep_their_zeros(cuda_on_host: ctypes.CDLL) -> None:
     (a, b), (x, y) = (cases.twins(6, 10)[m] + cases.twins(8, 70)[m] for m in (0, 1))
     r = torch.rand(2, 14 + 6, generator=cases.rng(2))
     rgb, ir = [a, torch.empty(6, 0), b], [x, torch.empty(6, 0), y]
-    compare(OnHost(library), rgb, ir)
-    record = OnHost(library).correct_(bucket_of(*map(clone, (rgb, ir))), r, Options("cosine"))
+    compare(OnHost(cuda_on_host), rgb, ir)
+    record = OnHost(cuda_on_host).decide_and_apply_(
+        bucket_of(*map(clone, (rgb, ir))), r, RaGradRule("cosine")
+    )
     assert (record.gap[6:12] == 0).all()
     assert record.count() > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_sixteen_bit_pattern(library: ctypes.CDLL, dtype: torch.dtype) -> None:
-    """Read through g.theta with theta = 1; written through mu <- mu + 1 (g - mu)."""
-    g = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    g = g[g.isfinite()].reshape(-1, 2)
-    backend = OnHost(library, 1, sizes=Sizes(unit_bytes=1 << 30))
-    theta = torch.tensor([[1, 0]], dtype=dtype).expand(len(g), 2).contiguous()
-    mean = torch.zeros_like(g, dtype=torch.bfloat16)
-    means = [mean], [mean + 0]
-    sums = observed(backend, [g], [g + 0], ([theta], [1 - theta]), means, 1.0)
-    assert torch.equal(sums.dot, g.T.double())
-    assert torch.equal(mean, g.to(torch.bfloat16))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_written_is_rounded_to_nearest_even(
-    library: ctypes.CDLL, dtype: torch.dtype
+    cuda_on_host: ctypes.CDLL, dtype: torch.dtype
 ) -> None:
     """Halfway cases, subnormals and the ends of the range, as `Tensor.to` rounds them."""
     tiny = torch.finfo(dtype).smallest_normal
@@ -265,9 +211,9 @@ def test_what_is_written_is_rounded_to_nearest_even(
     # orthogonal twins but for one element, so that p and q of Eq. 9 are known exactly
     one = torch.zeros_like(weak)
     one[0, 0], weak[0, 0] = -1, 1
-    backend = OnHost(library, sizes=Sizes(layers=1))
+    backend = OnHost(cuda_on_host, sizes=Sizes(layers=1))
     r = torch.tensor([[0.25], [0.75]])
-    new_rgb, new_ir, record = corrected(backend, [weak], [one], r, Options("cosine"))
+    new_rgb, new_ir, record = corrected(backend, [weak], [one], r, RaGradRule("cosine"))
     assert record.mask.tolist() == [True]
     lam = 1 / (1 + math.exp(-0.5))
     exact = (1 - lam) * weak.double()
@@ -275,14 +221,14 @@ def test_what_is_written_is_rounded_to_nearest_even(
     assert torch.equal(new_ir[0], one)
 
 
-def test_a_result_beyond_the_range_saturates(library: ctypes.CDLL) -> None:
+def test_a_result_beyond_the_range_saturates(cuda_on_host: ctypes.CDLL) -> None:
     for dtype in DTYPES:
         top = torch.finfo(dtype).max
         weak = torch.tensor([[top, -top, top, 1.0]], dtype=dtype)
         strong = torch.tensor([[-1.0, 1.0, 1.0, 0.0]], dtype=dtype)
         rgb, _, _ = corrected(
-            OnHost(library), [weak], [strong], torch.tensor([[0.2], [0.8]]),
-            Options("cosine", "project"),
+            OnHost(cuda_on_host), [weak], [strong], torch.tensor([[0.2], [0.8]]),
+            RaGradRule("cosine", "project"),
         )  # fmt: skip
         assert rgb[0].isfinite().all()
         assert rgb[0][0, 2] == top

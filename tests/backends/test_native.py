@@ -16,10 +16,22 @@ from torch import Tensor
 from ragrad_ext import Reliability, compiled, correct_
 from ragrad_ext.backends.native import Native
 from ragrad_ext.rows.conflicts import Conflicts
-from ragrad_ext.rules.ragrad import Identify, Options, Resolve
+from ragrad_ext.rules import RaGradRule
+from ragrad_ext.rules.ragrad import Identify, Resolve
 
 from ..lib import cases
-from ..lib.parity import bucket_of, clone, compare, compare_observation, corrected, observed
+from ..lib.parity import (
+    bits,
+    bucket_of,
+    clone,
+    compare,
+    compare_mixing,
+    compare_observation,
+    corrected,
+    matrices,
+    mixed,
+    observed,
+)
 
 if compiled.module is None:
     pytest.skip(f"no native backend: {compiled.missing}", allow_module_level=True)
@@ -45,7 +57,7 @@ def test_correction_agrees_under_every_option(
     identify: Identify, resolve: Resolve, eps: float, isa: str
 ) -> None:
     rgb, ir = cases.AWKWARD["several layers"]
-    compare(Native(isa), rgb, ir, options=Options(identify, resolve, eps))
+    compare(Native(isa), rgb, ir, rule=RaGradRule(identify, resolve, eps))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -89,7 +101,7 @@ class TestOneSetOfBits:
         for isa, threads in product(SETS, (1, 2, 3)):
             torch.set_num_threads(threads)
             try:
-                new_rgb, new_ir, record = corrected(Native(isa), rgb, ir, r, Options())
+                new_rgb, new_ir, record = corrected(Native(isa), rgb, ir, r, RaGradRule())
             finally:
                 torch.set_num_threads(1)
             found = [*new_rgb, *new_ir, record.cosine, record.gap, record.mask, record.strength]
@@ -104,7 +116,7 @@ class TestOneSetOfBits:
         for isa in SETS:
             mean = cases.twins(40, 900, seed=2)
             sums = observed(Native(isa), [rgb], [ir], theta, mean, 0.25)
-            assert sums.twin_dots is not None
+            assert sums.gram is not None
             found.append([*sums, *mean[0], *mean[1]])
         for other in found[1:]:
             assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -136,8 +148,8 @@ def test_a_weight_that_is_not_read_counts_as_zero(
     some = tuple([None] if m in absent else side for m, side in enumerate(theta))
     sums = observed(Native(), rgb, ir, some, None, 1.0)  # type: ignore[arg-type]
     for m in (0, 1):
-        assert torch.equal(sums.dot[m], both.dot[m] * (m not in absent))
-        assert both.dot[m].all()
+        assert torch.equal(sums.g_theta[m], both.g_theta[m] * (m not in absent))
+        assert both.g_theta[m].all()
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
@@ -163,7 +175,7 @@ def test_non_finite_elements(dtype: torch.dtype, bad: float, isa: str) -> None:
     before = clone(mean[0])
     sums = observed(Native(isa), rgb, ir, (clone(ir), clone(rgb)), mean, 0.5)
     assert sums.observed.tolist() == [[True, True, False, True, True], [True] * 5]
-    assert sums.dot[0, 2] == sums.deviation[0, 2] == 0
+    assert sums.g_theta[0, 2] == sums.deviation[0, 2] == 0
     assert mean[0][0][2, 36] == before[0][2, 36]
     assert mean[0][0].isfinite().all()
     assert (mean[0][0][2, :36] != before[0][2, :36]).all()
@@ -177,7 +189,7 @@ def test_every_sixteen_bit_pattern(dtype: torch.dtype, isa: str) -> None:
     g = bits.view(dtype)
     g = g[g.isfinite()][:, None]
     sums = observed(Native(isa), [g], [g + 0], ([torch.ones_like(g)],) * 2, None, 1.0)
-    assert torch.equal(sums.dot[0], g[:, 0].double())
+    assert torch.equal(sums.g_theta[0], g[:, 0].double())
     if dtype == torch.bfloat16:
         mean = torch.zeros_like(g)
         observed(Native(isa), [g], [g + 0], ([None], [None]), ([mean], [mean + 0]), 1.0)  # type: ignore[list-item]
@@ -197,7 +209,7 @@ def test_what_is_written_is_rounded_to_nearest_even(dtype: torch.dtype, isa: str
     one[0, 0] = -1
     weak[0, 0] = 1
     new_rgb, new_ir, record = corrected(
-        Native(isa), [weak], [one], torch.tensor([[0.25], [0.75]]), Options("cosine")
+        Native(isa), [weak], [one], torch.tensor([[0.25], [0.75]]), RaGradRule("cosine")
     )
     assert record.mask.tolist() == [True]
     lam = 1 / (1 + math.exp(-0.5))
@@ -219,9 +231,9 @@ def test_the_channel_axis_may_be_any() -> None:
     (rgb,), (ir,) = cases.twins(6, 9, 2, 2)
     r = torch.rand(2, 9, generator=cases.rng(8))
     along_1 = [rgb.clone()], [ir.clone()]
-    record = Native().correct_(bucket_of(*along_1, (1,)), r, Options())
+    record = Native().decide_and_apply_(bucket_of(*along_1, (1,)), r, RaGradRule())
     along_0 = [rgb.movedim(1, 0).contiguous()], [ir.movedim(1, 0).contiguous()]
-    same = Native().correct_(bucket_of(*along_0), r, Options())
+    same = Native().decide_and_apply_(bucket_of(*along_0), r, RaGradRule())
     assert torch.equal(record.mask, same.mask)
     assert record.count() > 0
     for a, b in zip(along_1, along_0, strict=True):
@@ -285,4 +297,50 @@ class TestFromStepToStep:
 
 def test_an_instruction_set_that_this_machine_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match='cannot run the kernels for "quantum"'):
-        corrected(Native("quantum"), *cases.twins(2, 3), torch.rand(2, 2), Options())
+        corrected(Native("quantum"), *cases.twins(2, 3), torch.rand(2, 2), RaGradRule())
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", cases.AWKWARD)
+def test_any_matrices_are_applied_as_the_reference_does(
+    name: str, dtype: torch.dtype, isa: str
+) -> None:
+    rgb, ir = ([x.to(dtype).clamp(-6e4, 6e4) for x in s] for s in cases.AWKWARD[name])
+    compare_mixing(Native(isa), rgb, ir, matrices(sum(map(len, rgb))))
+
+
+def test_rows_longer_than_a_part_are_rewritten_whole() -> None:
+    rgb, ir = cases.twins(5, (1 << 18) + 77)
+    compare_mixing(Native(), rgb, ir, matrices(5))
+
+
+def test_a_row_that_keeps_its_matrix_keeps_the_payload_of_a_nan() -> None:
+    rgb = torch.full((4, 3), 0x7FC12345, dtype=torch.int32).view(torch.float32)
+    ir = torch.ones(4, 3)
+    mix = torch.eye(2, dtype=torch.float64).repeat(4, 1, 1)
+    mix[2, 1, 1] = 2.0
+    before = bits(rgb).clone()
+    (new_rgb,), (new_ir,) = mixed(Native(), [rgb], [ir], mix)
+    assert torch.equal(bits(new_rgb), before)
+    assert torch.equal(new_ir[[0, 1, 3]], ir[[0, 1, 3]])
+
+
+class TestMemoryThatIsHandedOver:
+    """What crosses to C++ is checked for type and size, whoever calls."""
+
+    def how(self) -> dict[str, object]:
+        return {"instruction_set": SETS[0], "threads": 1}
+
+    @pytest.mark.parametrize(
+        ("mix", "match"),
+        [
+            (torch.eye(2).repeat(4, 1, 1), "mix has the wrong dtype"),
+            (torch.eye(2).double().repeat(3, 1, 1), "mix has 12 elements, expected 16"),
+            (torch.eye(2).double().expand(4, 2, 2), "mix has 16 scattered elements"),
+        ],
+    )
+    def test_it_is_named(self, mix: Tensor, match: str) -> None:
+        bucket = bucket_of([torch.ones(4, 3)], [torch.ones(4, 3)])
+        with pytest.raises(ValueError, match=match):
+            bucket.table.apply(mix=mix, **self.how())

@@ -10,6 +10,7 @@ from ragrad_ext import Reliability, Repa, correct_
 from ragrad_ext.backends import BACKENDS
 
 from ..lib import cases
+from ..lib.parity import matrices
 
 USABLE = [b.name for b in BACKENDS if b.unusable(torch.device("cpu")) is None]
 
@@ -24,8 +25,29 @@ def test_the_correction_passes_opcheck(backend: str) -> None:
     rgb, ir, r = arguments()
     geometry = [0, 2, 3], [4, 5, 32, 7], [0, 0, 0, 0], backend
     r = torch.cat([r[:, :4], r.new_zeros(2, 5), r[:, 4:]], 1)
-    op = torch.ops.ragrad_ext.correct_.default
-    torch.library.opcheck(op, (rgb, ir, r, None, "dual", "blend", 1e-30, *geometry))
+    op = torch.ops.ragrad_ext.decide_and_apply_.default
+    torch.library.opcheck(op, (rgb, ir, r, "dual", "blend", 1e-30, *geometry))
+
+
+@pytest.mark.parametrize("backend", USABLE)
+def test_the_rewrite_passes_opcheck(backend: str) -> None:
+    rgb, ir, _ = arguments()
+    geometry = [0, 1, 2], [4, 32, 7], [0, 0, 0], backend
+    op = torch.ops.ragrad_ext.apply_.default
+    torch.library.opcheck(op, (rgb, ir, matrices(43), *geometry))
+
+
+@pytest.mark.parametrize("backend", USABLE)
+@pytest.mark.parametrize("by_effect", [True, False])
+def test_the_rating_passes_opcheck(backend: str, by_effect: bool) -> None:
+    rgb, ir, r = arguments()
+    geometry = [0, 1, 2], [4, 32, 7], [0, 0, 0], backend
+    gram = torch.stack([torch.ones(43), torch.ones(43), torch.randn(43).clamp(-1, 1)], 1).double()
+    sums = gram, r.double(), r.double(), r > 0.1
+    effect = r.double() if by_effect else None
+    op = torch.ops.ragrad_ext.rate_and_apply_.default
+    state = r.double(), torch.ones(2, 43).double(), 0.95, [43], True
+    torch.library.opcheck(op, (rgb, ir, *sums, effect, *state, "dual", "blend", 1e-30, *geometry))
 
 
 @pytest.mark.parametrize("backend", USABLE)

@@ -91,7 +91,7 @@ def test_a_write_behind_the_end_would_be_seen(address: Run) -> None:
     done = address(
         "-c",
         "import torch; from ragrad_ext import compiled\n"
-        "twins = compiled.module.Twins(torch.Tensor, [4], [0])\n"
+        "twins = compiled.module.RowTable(torch.Tensor, [4], [0])\n"
         "rgb, ir = torch.randn(4, 8), torch.randn(4, 8)\n"
         "twins.set([rgb], [ir])\n"
         "isa, f = compiled.module.instruction_sets()[0], torch.zeros\n"

@@ -246,7 +246,6 @@ def test_tables() -> None:
 
 def test_every_contestant_has_a_label() -> None:
     assert kernel_tables.label("native") == "`native`"
-    assert kernel_tables.label("triton_two_launches") == "`triton` in two launches"
     labels = [kernel_tables.label(name) for name in peers.PEERS]
     assert labels == [peer.label for peer in peers.PEERS.values()]
     assert len({*labels}) == len(labels)

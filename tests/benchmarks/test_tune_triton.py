@@ -7,20 +7,29 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
-from benchmarks import agreement, kernels, timing, tune_triton
+from benchmarks import timing, tune_triton
 from benchmarks.twins import Twins
 from ragrad_ext.backends.reference import Reference
 from ragrad_ext.backends.triton import tuning as triton_tuning
 from ragrad_ext.backends.triton.tuning import Tuning
 
 
-def test_variants_without_a_name_are_called_like_the_others() -> None:
+@pytest.mark.parametrize("kind", ["correct", "observe"])
+def test_what_is_timed_is_the_verb_itself(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another backend, for there is no GPU."""
+    monkeypatch.setattr(tune_triton, "Triton", Reference)
     twins = Twins([(24, 8, 3, 3), (40, 80)], 0.25)
-    variant = partial(kernels.corrected_by, Reference(), twins)
-    truth = kernels.contender("correct", "reference", twins).work
-    agreement.check({"variant": variant}, truth, twins)
-    assert variant().count() == int(twins.mask.sum())
+    work, restore = tune_triton.contender(kind, twins)
+    result = work()
+    if kind == "correct":
+        assert torch.equal(result.mask, twins.mask)
+    else:
+        assert result.deviation.count_nonzero() == 0  # the history is the gradients
+        assert result.g_theta.all()
+    restore()
+    assert twins.intact()
 
 
 def test_the_search_finds_the_fastest_parameters() -> None:

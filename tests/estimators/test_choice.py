@@ -81,7 +81,7 @@ def test_the_logged_line_names_rows_without_a_gate(caplog: pytest.LogCaptureFixt
 def test_without_effectiveness_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ragrad_ext")
     model = TwoStream()
-    steps(model, RaGrad(model.rgb, model.ir, reliability="sensitivity"))
+    steps(model, RaGrad(model.rgb, model.ir, factors="sensitivity"))
     assert said(caplog) == []
 
 

@@ -2,7 +2,7 @@
 
 The interpreter itself runs the blocks of a launch one after another, so that the first takes all
 tickets and nobody ever waits. Here every block is a thread, of which one runs: whose turn is next
-is drawn by lot before and after every atomic operation of the one that runs.
+is drawn at random before and after every atomic operation of the one that runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Schedule:
 
     Args:
         resident: how many blocks run at a time; a further one starts when one of them has ended.
-        seed: of the lots.
+        seed: of the draws.
     """
 
     def __init__(self, resident: int, seed: int) -> None:

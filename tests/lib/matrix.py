@@ -51,7 +51,7 @@ NATIVE = "tests/backends/test_native.py", "tests/backends/test_operators.py"
 TRITON = "tests/backends/triton"
 AHEAD = "tests/backends/triton/test_compile.py"
 FAST = "-m", "not slow and not data"
-KERNELS = {"correct", "observe", "conclude", "point"}
+KERNELS = {"observe", "apply", "decide_and_apply", "rate_and_apply", "point"}
 
 ABOUT = """
 import json, platform

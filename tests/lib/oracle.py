@@ -48,3 +48,44 @@ def blend(weak: list[Fraction], strong: list[Fraction], lam: float, eps: float) 
     share = dot / (sum(y * y for y in strong) + Fraction(eps))
     lam_ = Fraction(lam)
     return [(1 - lam_) * (x - share * y) + lam_ * y for x, y in zip(weak, strong, strict=True)]
+
+
+def pcgrad(g_rgb: Tensor, g_ir: Tensor) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
+    """Where two rows point apart, each minus its component along the other's old row."""
+    rgb, ir = rows_of(g_rgb), rows_of(g_ir)
+    return (
+        [without(a, b) for a, b in zip(rgb, ir, strict=True)],
+        [without(b, a) for a, b in zip(rgb, ir, strict=True)],
+    )
+
+
+def without(row: list[Fraction], other: list[Fraction]) -> list[Fraction]:
+    dot = sum(x * y for x, y in zip(row, other, strict=True))
+    if dot >= 0:
+        return row
+    return [x - dot / sum(z * z for z in other) * y for x, y in zip(row, other, strict=True)]
+
+
+def imtl(g_rgb: Tensor, g_ir: Tensor) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
+    """Both rows scaled to the harmonic mean of their norms; zero rows leave their pair alone."""
+    pairs = [scaled(a, b) for a, b in zip(rows_of(g_rgb), rows_of(g_ir), strict=True)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def scaled(a: list[Fraction], b: list[Fraction]) -> tuple[list[Fraction], list[Fraction]]:
+    aa, bb = sum(x * x for x in a), sum(x * x for x in b)
+    if not aa or not bb:
+        return a, b
+    ratio = square_root(bb / aa)  # |b| / |a|
+    return [2 * ratio / (1 + ratio) * x for x in a], [2 / (1 + ratio) * x for x in b]
+
+
+def square_root(x: Fraction) -> Fraction:
+    """Right to 1e-30, relative to x."""
+    shift = 10**40
+    scale = Fraction(math.isqrt(int(x * shift * shift)), shift)
+    return scale if scale else Fraction(math.isqrt(int(x * shift**4)), shift**2)
+
+
+def rows_of(g: Tensor) -> list[list[Fraction]]:
+    return [list(map(Fraction, row.flatten().tolist())) for row in g.double()]

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ragrad_ext.backends import Backend, History, RowSums
 from ragrad_ext.backends.reference import Reference
-from ragrad_ext.rows.bucket import Bucket, Buckets, Layout
+from ragrad_ext.rows.bucket import Bucket, Buckets
 from ragrad_ext.rows.conflicts import Conflicts
-from ragrad_ext.rules.ragrad import Options
+from ragrad_ext.rows.layout import Layout
+from ragrad_ext.rules import RaGradRule
 
 from . import cases
-from .tolerances import MARGIN, RESULT, STAGE
+from .tolerances import DEVIATION, GRAM, MARGIN, PRODUCT, RESULT, STAGE, SUM
 
 Side = list[Tensor]
 
@@ -31,11 +32,11 @@ def clone(side: Side) -> Side:
 
 
 def corrected(
-    backend: Backend, rgb: Side, ir: Side, r: Tensor, options: Options
+    backend: Backend, rgb: Side, ir: Side, r: Tensor, rule: RaGradRule
 ) -> tuple[Side, Side, Conflicts]:
     """What a backend makes of copies of two gradient lists."""
     new_rgb, new_ir = clone(rgb), clone(ir)
-    return new_rgb, new_ir, backend.correct_(bucket_of(new_rgb, new_ir), r, options)
+    return new_rgb, new_ir, backend.decide_and_apply_(bucket_of(new_rgb, new_ir), r, rule)
 
 
 def compare(
@@ -43,17 +44,17 @@ def compare(
     rgb: Side,
     ir: Side,
     seed: int = 0,
-    options: Options | None = None,
+    rule: RaGradRule | None = None,
     tolerance: Mapping[torch.dtype, float] = RESULT,
 ) -> tuple[int, int]:
     """Holds a correction against the reference; returns (rows, rows inside the margin)."""
-    options = options or Options()
+    rule = rule or RaGradRule()
     r = torch.rand(2, sum(map(len, rgb)), generator=cases.rng(seed + 1)).to(rgb[0].device)
-    mine_rgb, mine_ir, mine = corrected(backend, rgb, ir, r, options)
-    true_rgb, true_ir, true = corrected(Reference(), rgb, ir, r, options)
+    mine_rgb, mine_ir, mine = corrected(backend, rgb, ir, r, rule)
+    true_rgb, true_ir, true = corrected(Reference(), rgb, ir, r, rule)
     torch.testing.assert_close(mine.cosine, true.cosine, rtol=0, atol=STAGE, equal_nan=True)
     assert torch.equal(mine.gap, true.gap)
-    close = inside_the_margin(true, options)
+    close = inside_the_margin(true, rule)
     assert torch.equal(mine.mask[~close], true.mask[~close])
     same = mine.mask == true.mask
     torch.testing.assert_close(mine.strength[same], true.strength[same], rtol=0, atol=STAGE)
@@ -69,17 +70,88 @@ def compare(
     return len(close), int(close.sum())
 
 
+def close_grams(mine: Tensor, true: Tensor) -> None:
+    """Both sum in float64, in another order; what cancels is measured by the norms."""
+    finite = true.isfinite().all(1)
+    assert torch.equal(mine.isfinite().all(1), finite)
+    mine, true = mine[finite], true[finite]
+    size = torch.stack([true[:, 0], true[:, 1], (true[:, 0] * true[:, 1]).sqrt()], 1)
+    assert ((mine - true).abs() <= GRAM * size).all()
+
+
+def mixed(backend: Backend, rgb: Side, ir: Side, mix: Tensor) -> tuple[Side, Side]:
+    """What a backend makes of copies of two gradient lists by given matrices."""
+    new_rgb, new_ir = clone(rgb), clone(ir)
+    backend.apply_(bucket_of(new_rgb, new_ir), mix)
+    return new_rgb, new_ir
+
+
+def compare_mixing(
+    backend: Backend,
+    rgb: Side,
+    ir: Side,
+    mix: Tensor,
+    tolerance: Mapping[torch.dtype, float] = RESULT,
+) -> None:
+    """Holds `apply_` against the reference, element by element.
+
+    Rows that keep their bytes must keep them.
+    """
+    mine, true = mixed(backend, rgb, ir, mix), mixed(Reference(), rgb, ir, mix)
+    identity = torch.eye(2, dtype=mix.dtype, device=mix.device)
+    unit = (mix == identity).all(2)
+    rows_of_layers = bucket_of(rgb, ir).layout.slices()
+    for m, old in enumerate((rgb, ir)):
+        for l, rows in enumerate(rows_of_layers):
+            before, a, b, x, y = (
+                g.reshape(len(g), -1) for g in (old[l], mine[m][l], true[m][l], rgb[l], ir[l])
+            )
+            kept = unit[rows, m]
+            assert torch.equal(bits(a[kept]), bits(before[kept]))
+            # one rounding of the output, and last bits of float64 where the sum cancels
+            step = torch.finfo(a.dtype).eps * tolerance[a.dtype] / RESULT[a.dtype]
+            own = mix[rows, m].abs()
+            terms = own[:, :1] * x.double().abs() + own[:, 1:] * y.double().abs()
+            allowed = step * b.double().abs() + PRODUCT * terms
+            allowed += step * torch.finfo(a.dtype).smallest_normal  # of subnormal numbers
+            error = (a.double() - b.double()).abs()
+            assert (error <= allowed)[~kept].all()
+
+
+def matrices(rows: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """(rows, 2, 2): identities, one row changed, the other, both, a diagonal, a swap, zeros."""
+    mix = torch.randn(rows, 2, 2, dtype=torch.float64, generator=cases.rng(seed))
+    identity = torch.eye(2, dtype=torch.float64)
+    kind = torch.arange(rows) % 7
+    mix[kind == 0] = identity
+    mix[kind == 1, 0] = identity[0]
+    mix[kind == 2, 1] = identity[1]
+    mix[kind == 4] *= identity
+    mix[kind == 5] = identity.flip(0)
+    mix[kind == 6] = 0
+    return mix.to(device)
+
+
+def matrices_for(rgb: Side, ir: Side, seed: int = 0) -> Tensor:
+    """`matrices`, but the identity where a gradient is not finite, as `decide` has it."""
+    pairs = zip(rgb, ir, strict=True)
+    finite = [(a.isfinite() & b.isfinite()).reshape(len(a), -1).all(1) for a, b in pairs]
+    mix = matrices(sum(map(len, rgb)), seed, rgb[0].device)
+    identity = torch.eye(2, dtype=mix.dtype, device=mix.device)
+    return torch.where(torch.cat(finite)[:, None, None], mix, identity)
+
+
 def bits(x: Tensor) -> Tensor:
     return x.contiguous().view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
-def inside_the_margin(record: Conflicts, options: Options) -> Tensor:
+def inside_the_margin(record: Conflicts, rule: RaGradRule) -> Tensor:
     """Rows whose cosine or gap is so near its threshold that Eq. 6 may go either way."""
     close = []
     for l in range(len(record)):
         one = record.layer(l)
         cosine, gap = one.cosine.double(), one.gap.double()
-        if options.identify == "dual":
+        if rule.identify == "dual":
             threshold = cosine[cosine < 0].mean()
             near = (cosine - threshold).abs() <= MARGIN
             close.append(near | ((gap - gap.mean()).abs() <= MARGIN))
@@ -97,8 +169,8 @@ def observed(
     w: float,
 ) -> RowSums:
     bucket = bucket_of(rgb, ir)
-    weight = torch.full((2, bucket.layout.rows), w, dtype=torch.float64, device=rgb[0].device)
-    return backend.observe_(bucket, theta, History(mean, weight) if mean else None)
+    step_size = torch.full((2, bucket.layout.rows), w, dtype=torch.float64, device=rgb[0].device)
+    return backend.observe_(bucket, theta, History(mean, step_size) if mean else None)
 
 
 def compare_observation(
@@ -118,20 +190,20 @@ def compare_observation(
     mine = observed(backend, rgb, ir, theta, mean, w)
     true = observed(Reference(), rgb, ir, theta, true_mean, w)
     assert torch.equal(mine.observed, true.observed)
-    # both sum in float64, in another order
-    torch.testing.assert_close(mine.deviation, true.deviation, rtol=1e-12, atol=0)
+    close_grams(mine.gram, true.gram)
+    torch.testing.assert_close(mine.deviation, true.deviation, rtol=DEVIATION, atol=0)
     for m, side in enumerate((rgb, ir)):  # a sum with cancellation: relative to its terms
         terms = [
             (g.double() * (g.new_zeros(()) if t is None else t).double()).abs()
             for g, t in zip(side, theta[m], strict=True)
         ]
         size = torch.cat([t.reshape(len(t), -1).sum(1) for t in terms])
-        error = (mine.dot[m] - true.dot[m]).abs()
+        error = (mine.g_theta[m] - true.g_theta[m]).abs()
         ok = true.observed[m]
-        assert (error[ok] <= 1e-14 * size[ok]).all()
+        assert (error[ok] <= SUM * size[ok]).all()
     if mean and true_mean:
         for a, b, old in zip(mean[0] + mean[1], true_mean[0] + true_mean[1], largest, strict=True):
             # one rounding of the output, and a last bit of float64 where mu + w (g - mu) cancels
-            allowed = torch.finfo(a.dtype).eps * b.double().abs() + 2**-50 * old
+            allowed = torch.finfo(a.dtype).eps * b.double().abs() + PRODUCT * old
             assert (torch.where(a == b, 0, a.double() - b.double()).abs() <= allowed).all()
     return mine

@@ -13,52 +13,58 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Kind = Literal["gram", "moments", "decide", "apply"]
+Order = Literal["relaxed", "acquire", "release", "acq_rel"]  # of memory, at an atomic operation
 
 
 class Ticket(NamedTuple):
-    """What a block does with its turn: "reduce", "settle" (sums and R are given), "blend", or
-    "rewrite" of a layer that an earlier launch has settled; "rate" a unit of a group of rows,
-    "rely" on the pooled group `unit` and settle, or settle a layer "relied" on an earlier launch.
+    """What a block does with its turn.
+
+    "gram": sum the rows of one unit; the last one to arrive decides the layer.
+    "moments": of one unit of a group of rows; the last one to arrive pools the group.
+    "decide": a layer, once its group, number `unit`, is pooled by this launch or an earlier one.
+    "apply": rewrite, once the layer is decided.
 
     A group of rows is here one more layer, after those that are corrected: its units arrive, the
-    last one settles it (Eq. 3 pooled), others wait for that.
+    last one decides it (pools it, Eq. 3), and others wait for that.
     """
 
-    kind: str
+    kind: Kind
     layer: int
     unit: int
 
 
 class Violation(Exception):
-    """A schedule that must not be."""
+    """A schedule that the protocol must exclude."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules that blocks follow. Each field but the default is a mistake one could make."""
+    """The rules that blocks follow. What is not the default is a mistake one could make."""
 
-    order: str = "tickets"  # "in turn": block b takes the tickets b, b + grid, ...
-    arrive: str = "acq_rel"  # also "acquire", "release", "relaxed"; "load, store": not atomic
-    finishes: int = 0  # the block before which so many others are still to arrive settles
-    publish: str = "release"
-    publishes: str = "after settling"
-    wait: str = "acquire"  # "no" does not
-    rely: str = "acquire"  # likewise; "first group": waits for that one, whichever it needs
+    tickets: Literal["as they come", "every grid-th"] = "as they come"
+    arrive: Order | Literal["not atomic"] = "acq_rel"  # not atomic: a load, then a store
+    decides: int = 0  # the block before which so many others are still to arrive decides
+    publish: Order = "release"
+    publishes: Literal["after deciding", "before deciding"] = "after deciding"
+    wait: Order | Literal["none"] = "acquire"
+    wait_for_group: Order | Literal["none", "of the first group"] = "acquire"
     pools: int = 0  # the block before which so many others are still to arrive pools its group
-    leave: str = "acq_rel"
-    resets: str = "last to leave"
-    forgets: str = ""  # the counter that is not reset
+    leave: Order = "acq_rel"
+    resets: Literal["last to leave", "first to leave"] = "last to leave"
+    forgets: Literal["", "ticket", "left", "arrived", "ready"] = ""  # a counter that is not reset
 
 
 @dataclass
 class Block:
-    """Where a block of the launch stands; `number` is of use to "in turn" alone."""
+    """What a block is at; `number` is of use to "every grid-th" alone."""
 
     at: str = "not started"
     ticket: int = -1
     knows: int = 0  # a set of events, one bit each
-    seen: int = 0  # what "load, store" loaded
+    seen: int = 0  # what an arrival that is not atomic loaded
     number: int = 0
 
     def key(self) -> tuple[object, ...]:
@@ -82,11 +88,11 @@ class Counter:
 
 
 class Work(NamedTuple):
-    """Events as bits: every ticket's own, a layer's sums, a layer's settling, and the leaves'."""
+    """Events as bits: every ticket's own, a layer's sums, that it is decided, and the leaves'."""
 
     of: dict[Ticket, int]
-    sums: list[int]  # of layer l: all of its reduce tickets
-    settled: list[int]
+    sums: list[int]  # of layer l: all of its gram or moments tickets
+    decided: list[int]
     left: list[int]  # of the first, second, ... block to leave
 
 
@@ -95,7 +101,7 @@ def number(queue: Sequence[Ticket], layers: int, grid: int) -> Work:
     of = dict(zip(queue, bits, strict=False))
     sums = [0] * layers
     for ticket, bit in of.items():
-        if ticket.kind in ("reduce", "rate"):
+        if ticket.kind in ("gram", "moments"):
             sums[ticket.layer] |= bit
     return Work(of, sums, bits[len(queue) :][:layers], bits[len(queue) + layers :])
 
@@ -107,7 +113,7 @@ class Launch:
     A block that has not started stays out until another has ended.
 
     Args:
-        units: what the device is told of each layer: how many blocks arrive before it is settled.
+        units: what the device is told of each layer: how many blocks arrive before it is decided.
         groups: how many of these, the last ones, are groups of rows.
     """
 
@@ -122,7 +128,7 @@ class Launch:
         layers = len(self.units)
         self.work = number(self.queue, layers, self.grid)
         self.blocks = [Block() for _ in range(self.grid)]
-        if self.protocol.order == "in turn":
+        if self.protocol.tickets == "every grid-th":
             self.blocks = [Block(ticket=b - self.grid, number=b) for b in range(self.grid)]
         self.ticket, self.left = Counter(), Counter()
         self.arrived = [Counter() for _ in range(layers)]
@@ -151,7 +157,7 @@ class Launch:
         able, started = [], running >= self.resident
         for n, block in enumerate(self.blocks):
             if block.at == "not started":
-                in_turn = self.protocol.order == "in turn"
+                in_turn = self.protocol.tickets == "every grid-th"
                 if not started:
                     able.append(n)
                     started = not in_turn or running + 1 >= self.resident
@@ -179,16 +185,16 @@ class Launch:
     def _awaited(self, block: Block) -> int:
         """The layer or group whose flag the block waits for."""
         ticket = self.queue[block.ticket]
-        if ticket.kind != "rely":
+        if ticket.kind != "decide":
             return ticket.layer
-        group = 0 if self.protocol.rely == "first group" else ticket.unit
+        group = 0 if self.protocol.wait_for_group == "of the first group" else ticket.unit
         return len(self.units) - self.groups + group
 
     def _not_started(self, block: Block) -> None:
         self._take(block)
 
     def _take(self, block: Block) -> None:
-        if self.protocol.order == "in turn":
+        if self.protocol.tickets == "every grid-th":
             block.ticket += self.grid
         else:
             block.ticket = self.ticket.add(block, "relaxed")
@@ -197,26 +203,27 @@ class Launch:
             block.ticket = -1
         else:
             block.at = self.queue[block.ticket].kind
-            if (block.at == "blend" and self.protocol.wait != "no") or (
-                block.at == "rely" and self.protocol.rely != "no"
+            waits = self.groups > 0 and self.protocol.wait_for_group != "none"
+            if (block.at == "apply" and self.protocol.wait != "none") or (
+                block.at == "decide" and waits
             ):
                 block.at = "wait"
-            elif block.at in ("settle", "rely", "relied"):
-                self._begin_to_settle(block)
+            elif block.at == "decide":
+                self._begin_to_decide(block)
 
-    def _begin_to_settle(self, block: Block) -> None:
-        first = self.protocol.publishes == "before settling"
-        block.at = "publish" if first else "settle"
+    def _begin_to_decide(self, block: Block) -> None:
+        first = self.protocol.publishes == "before deciding"
+        block.at = "publish" if first else "decide"
 
-    def _reduce(self, block: Block) -> None:
+    def _gram(self, block: Block) -> None:
         self._do(block)
         block.at = "arrive"
 
-    _rate = _reduce
+    _moments = _gram
 
     def _arrive(self, block: Block) -> None:
         layer = self.queue[block.ticket].layer
-        if self.protocol.arrive == "load, store":
+        if self.protocol.arrive == "not atomic":
             block.seen, block.at = self.arrived[layer].value, "arrive again"
             return
         self._count(block, self.arrived[layer].add(block, self.protocol.arrive))
@@ -231,49 +238,45 @@ class Launch:
 
     def _count(self, block: Block, before: int) -> None:
         kind, layer, _ = self.queue[block.ticket]
-        early = self.protocol.pools if kind == "rate" else self.protocol.finishes
+        early = self.protocol.pools if kind == "moments" else self.protocol.decides
         block.at = "take"
         if before == self.units[layer] - 1 - early:
-            self._begin_to_settle(block)
+            self._begin_to_decide(block)
 
-    def _settle(self, block: Block) -> None:
+    def _decide(self, block: Block) -> None:
         kind, layer, unit = self.queue[block.ticket]
         if self.work.sums[layer] & ~block.knows:
-            what = "group is pooled" if kind == "rate" else f"layer {layer} is settled"
+            what = "group is pooled" if kind == "moments" else f"layer {layer} is decided"
             raise Violation(f"{what} without the sums of all of its units")
-        if kind == "rely":
+        if kind == "decide" and self.groups:
             group = len(self.units) - self.groups + unit
-            if (self.work.settled[group] | self.work.sums[group]) & ~block.knows:
-                raise Violation(f"layer {layer} relies on a group that is not pooled")
-        self._mark(block, self.work.settled[layer], f"layer {layer} is settled twice")
-        if kind in ("settle", "rely", "relied"):
+            if (self.work.decided[group] | self.work.sums[group]) & ~block.knows:
+                raise Violation(f"layer {layer} is decided by a group that is not pooled")
+        self._mark(block, self.work.decided[layer], f"layer {layer} is decided twice")
+        if kind == "decide":
             self._do(block)
         block.at = "take" if self.ready[layer].value else "publish"
 
     def _publish(self, block: Block) -> None:
         layer = self.queue[block.ticket].layer
         self.ready[layer].add(block, self.protocol.publish)
-        block.at = "take" if self.done & self.work.settled[layer] else "settle"
+        block.at = "take" if self.done & self.work.decided[layer] else "decide"
 
     def _wait(self, block: Block) -> None:
         """Taken only once the flag is up: polling changes nothing."""
-        relies = self.queue[block.ticket].kind == "rely"
-        if (self.protocol.rely if relies else self.protocol.wait) != "relaxed":
+        for_group = self.queue[block.ticket].kind == "decide"
+        if (self.protocol.wait_for_group if for_group else self.protocol.wait) != "relaxed":
             block.knows |= self.ready[self._awaited(block)].carries
-        block.at = "blend"
-        if relies:
-            self._begin_to_settle(block)
+        block.at = "apply"
+        if for_group:
+            self._begin_to_decide(block)
 
-    def _blend(self, block: Block) -> None:
+    def _apply(self, block: Block) -> None:
         layer = self.queue[block.ticket].layer
-        if self.work.settled[layer] & ~block.knows:
-            raise Violation(f"layer {layer} is blended before it is settled")
+        if self.work.decided[layer] & ~block.knows:
+            raise Violation(f"layer {layer} is rewritten before it is decided")
         if self.work.sums[layer] & ~block.knows:
             raise Violation(f"rows of layer {layer} are rewritten while they are read")
-        self._do(block)
-        block.at = "take"
-
-    def _rewrite(self, block: Block) -> None:
         self._do(block)
         block.at = "take"
 
@@ -311,7 +314,7 @@ def explore(launch: Launch) -> int:
     """Every interleaving; the number of states that there are.
 
     Raises:
-        Violation: for the first schedule found that must not be.
+        Violation: for the first schedule found that the protocol must exclude.
     """
     seen = {launch.key()}
     todo = [launch]

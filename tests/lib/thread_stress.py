@@ -11,6 +11,7 @@ import threading
 import torch
 
 from ragrad_ext import Reliability, Repa, compiled, correct_
+from ragrad_ext.rules import RaGradRule
 
 SHAPES = ([(64, 2000)] * 40, [(3, 600_000)] * 3, [(512, 4608)] * 2 + [(8, 8)] * 30)
 
@@ -43,7 +44,7 @@ def race() -> None:
     def work(stats: Reliability) -> None:
         for rgb, ir in rounds:
             meet.wait()
-            correct_(rgb, ir, stats, backend="native", identify="cosine")
+            correct_(rgb, ir, stats, backend="native", rule=RaGradRule(identify="cosine"))
 
     threads = [threading.Thread(target=work, args=(given(shapes),)) for _ in range(2)]
     for t in threads:

@@ -29,6 +29,15 @@ RESIZED_MEAN = 0.01
 # Cosines and strengths are float32 values of float64 sums: half an ulp, and one to spare.
 STAGE = 2**-23
 
+# Two float64 sums of the same terms in another order, relative to the sum of their magnitudes.
+SUM = 1e-14
+
+# A mean of squares: such a sum, of terms that are rounded themselves; none of them is negative.
+DEVIATION = 1e-12
+
+# Products of float64, and a sum of two of them, relative to their magnitudes: a few last bits.
+PRODUCT = 2**-50
+
 # Around a threshold of Eq. 6 two correct backends may differ: a few ulps of float32.
 MARGIN = 4 * 2**-23
 
@@ -72,3 +81,6 @@ AUTOCAST_CORRELATION = 0.99
 PROBE_STANDARD_ERRORS = 4.5
 PROBE_CONVERGENCE = 0.35
 LABEL_STANDARD_ERRORS = 5  # of 3 shares of 20,000 drawn labels
+
+# Sums of float64 products in two orders, relative to the product of both norms.
+GRAM = 1e-12

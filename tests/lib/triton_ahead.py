@@ -1,9 +1,8 @@
 """Compiles the Triton kernels for devices that are not there.
 
-    python -m tests.lib.triton_ahead [--usual] SM...
+    python -m tests.lib.triton_ahead SM...
 
-One line of JSON for every kernel; ``--usual`` leaves all types but float32 out, and rows that are
-no runs. They are compiled as a first step on that device would have them
+One line of JSON for every kernel. They are compiled as a first step on that device would have them
 compiled, by a driver that can name its device and do nothing else.
 """
 
@@ -22,10 +21,16 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from ragrad_ext.backends.triton import launch as triton_launch
-from ragrad_ext.backends.triton.conclusion import Conclusion
+from ragrad_ext.backends.triton import verb as triton_verb
+from ragrad_ext.backends.triton.apply import Apply
+from ragrad_ext.backends.triton.decide_and_apply import DecideAndApply
+from ragrad_ext.backends.triton.launch import Launch, compile_
+from ragrad_ext.backends.triton.observe import Observe
+from ragrad_ext.backends.triton.rate_and_apply import RateAndApply
 from ragrad_ext.backends.triton.tuning import tuning
 from ragrad_ext.rows.bucket import Bucket
+from ragrad_ext.rows.sums import RowSums, Sensitivity
+from ragrad_ext.rules import RaGradRule
 
 from . import cases
 from .parity import bucket_of
@@ -67,17 +72,30 @@ def twins(dtype: torch.dtype, walk: bool) -> tuple[Bucket, list[Tensor]]:
     return bucket_of(rgb, ir), rgb
 
 
-def works(usual: bool) -> Iterator[tuple[str, triton_launch.Work]]:
-    """Every kernel, by name."""
+def steps(usual: bool) -> Iterator[tuple[str, list[Launch]]]:
+    """The launches of every verb, by the types that it is compiled for."""
     for walk in (False,) if usual else (False, True):
         for g in (FLOAT,) if usual else (FLOAT, BRAIN, HALF):
             bucket, _ = twins(g, walk)
-            yield named([g], walk), triton_launch.Correction(bucket, ())
-            yield named([g], walk), Conclusion(bucket, ())
+            for launches in corrections(bucket):
+                yield named([g], walk), launches
         for g, w, m in KINDS[:1] if usual else KINDS:
             bucket, like = twins(g, walk)
             operands = [[x.to(t) for x in like] for t in (w, w, m, m)]
-            yield named([g, w, m], walk), triton_launch.Observation(bucket, operands)
+            observe = Observe(bucket, operands)
+            yield named([g, w, m], walk), observe.point() + observe.launches(observe.sums(), None)
+
+
+def corrections(bucket: Bucket) -> Iterator[list[Launch]]:
+    rows, zero = bucket.layout.rows, torch.zeros(2, bucket.layout.rows, dtype=torch.float64)
+    apply, decide, rate = Apply(bucket), DecideAndApply(bucket), RateAndApply(bucket)
+    yield apply.point() + apply.launches(zero.new_zeros(rows, 2, 2))
+    yield decide.point() + decide.launches(decide.record(), zero.float(), RaGradRule())
+    sums = RowSums(zero.new_zeros(rows, 3), zero, zero, zero.bool())
+    state = Sensitivity(zero, zero, 0.9)
+    yield rate.point() + rate.launches(
+        rate.record(), zero.float(), sums, None, state, (rows,), RaGradRule(), True
+    )
 
 
 def named(dtypes: list[torch.dtype], walk: bool) -> str:
@@ -117,12 +135,12 @@ def open_ends(ptx: str, function: str) -> int:
     return sum("bar.sync" not in body[body.rfind("st.global") :] for body in bodies)
 
 
-def compiled(name: str, work: triton_launch.Work) -> Iterator[dict[str, Any]]:
+def compiled(name: str, launches: list[Launch]) -> Iterator[dict[str, Any]]:
     """What a first step compiles."""
     kernels: list[Any] = []
     loads = triton.compiler.CompiledKernel
     loads.run = property(kernels.append)  # in place of loading it onto the device
-    work.compile()
+    compile_(launches, torch.device("cpu"))
     for kernel in kernels:
         ptx = kernel.asm["ptx"]
         yield {
@@ -134,7 +152,9 @@ def compiled(name: str, work: triton_launch.Work) -> Iterator[dict[str, Any]]:
             "vector stores": len(re.findall(r"st\.global(?:\.\w+)*\.v[24]\.b32", ptx)),
             "acquires": len(re.findall(r"(?:ld|atom)\.global\.gpu\.acquire", ptx)),
             "unguarded releases": unguarded(ptx),
-            "open ends": open_ends(ptx, "rely") if kernel.metadata.name == "conclude" else 0,
+            "open ends": open_ends(ptx, "rate_layer")
+            if kernel.metadata.name == "rate_and_apply"
+            else 0,
             "read-only loads": ptx.count("ld.global.nc"),
             "atomics": sorted(set(re.findall(r"\b(?:atom|red)\.[\w.:]+", ptx))),
         }
@@ -145,9 +165,9 @@ def main(*arguments: str) -> None:
     for sm in [int(a) for a in arguments if a != "--usual"]:
         triton.runtime.driver.set_active(Driver(sm))
         tuned = tuning((sm // 10, sm % 10))
-        triton_launch.device_of = lambda device, tuned=tuned: (tuned, 1)
-        for name, work in works(usual):
-            for row in compiled(name, work):
+        triton_verb.device_of = lambda device, tuned=tuned: (tuned, 1)
+        for name, launches in steps(usual):
+            for row in compiled(name, launches):
                 print(json.dumps({"sm": sm, **row}), flush=True)
 
 

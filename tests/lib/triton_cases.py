@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragrad_ext.backends.triton import launch as triton_launch
 from ragrad_ext.backends.triton import plan
+from ragrad_ext.backends.triton import verb as triton_verb
 from ragrad_ext.backends.triton.tuning import Tuning
 from ragrad_ext.rows.conflicts import Conflicts
 
@@ -29,15 +29,21 @@ class Counting:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.grids = kernel, list[tuple[int, ...]]()
+        self.arguments: dict[str, Any] = {}  # of the last one
         self.warmup = kernel.warmup
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         self.grids.append(grid)
-        return self.kernel[grid]
+
+        def launch(**arguments: Any) -> None:
+            self.arguments = arguments
+            self.kernel[grid](**arguments)
+
+        return launch
 
 
 def tune(patch: pytest.MonkeyPatch, how: tuple[Tuning, int]) -> None:
-    patch.setattr(triton_launch, "device_of", lambda device: how)
+    patch.setattr(triton_verb, "device_of", lambda device: how)
 
 
 def tolerance() -> dict[torch.dtype, float]:
@@ -50,6 +56,11 @@ def tolerance() -> dict[torch.dtype, float]:
 def compare(*arguments: Any, **options: Any) -> tuple[int, int]:
     """`parity.compare`, in the interpreter."""
     return parity.compare(*arguments, **options, tolerance=tolerance())
+
+
+def compare_mixing(*arguments: Any) -> None:
+    """`parity.compare_mixing`, in the interpreter."""
+    parity.compare_mixing(*arguments, tolerance=tolerance())
 
 
 def found(record: Conflicts) -> list[Tensor]:

@@ -7,35 +7,47 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ...rows.bucket import Bucket
 from ...rows.conflicts import Conflicts
-from ...rules.ragrad import Options
-from ..contract import History, Rows, RowSums, Sensitivity, Unavailable
-from .conclusion import Conclusion
-from .launch import Correction, Observation, Record, Work
+from ...rows.sums import History, Rows, RowSums, Sensitivity
+from ...rules.ragrad import RaGradRule
+from ..contract import Unavailable
+from .launch import Launch, compile_, start
+from .verb import Verb
+
+V = TypeVar("V", bound=Verb)
+
+
+@dataclass
+class Kept:
+    """What this backend keeps from step to step for one set of twins.
+
+    Attributes:
+        verbs: the latest of each kind.
+        captured: those in a CUDA graph, which will come back to their memory.
+    """
+
+    verbs: dict[type[Verb], Verb] = field(default_factory=dict)
+    captured: list[Verb] = field(default_factory=list)
 
 
 class Triton:
-    """Reads every gradient once, rewrites conflict rows in place; no copies, no synchronisation.
+    """Reads every gradient once, rewrites changed rows in place; no copies, no synchronisation.
 
-    A correction is one launch for all layers of one dtype; layers whose rows are not runs of
-    consecutive elements take another. A step with `Repa` is two: the observation, and a correction
-    that finds R first (Eq. 3-5). The kernels are compiled before the first write.
-
-    Args:
-        two_launches: the plain variant, sums first, rewrite second: the yardstick of
-            ``benchmarks/kernels.py``.
+    Every verb is one launch for all layers of one dtype; layers whose rows are not runs of
+    consecutive elements take another. So a step with `Repa` is two launches: `observe_`, and
+    `rate_and_apply_` or `apply_`. The kernel of a verb is compiled before its first write.
     """
 
     name = "triton"
 
-    def __init__(self, *, two_launches: bool = False) -> None:
-        self.two_launches = two_launches
+    def __init__(self) -> None:
         self._known: dict[torch.device, str | None] = {}  # why a device cannot be served
 
     def unusable(self, device: torch.device) -> str | None:
@@ -43,70 +55,86 @@ class Triton:
             self._known[device] = _find_fault(device)
         return self._known[device]
 
-    def correct_(
-        self,
-        bucket: Bucket,
-        reliability: Tensor,
-        options: Options,
-        twin_dots: Tensor | None = None,
-    ) -> Conflicts:
-        work = self._work(bucket, Correction if twin_dots is None else Conclusion)
-        record: Record = work.record()
-        if twin_dots is None:
-            work.run(record, reliability, options, self.two_launches)
-        else:
-            work.run(record, reliability, options, twin_dots, self.two_launches)
-        bucket.note_changes()
-        return Conflicts(*record, bucket.layout)
-
     def observe_(
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
     ) -> RowSums:
-        work = self._work(bucket, Observation, *weights, *(history.mean if history else ()))
-        self._work(bucket, Conclusion)  # nothing is observed which cannot be corrected then
-        rows = bucket.layout.rows
-        dot, deviation = (work.new(torch.float64, 2, rows) for _ in range(2))
-        sums = dot, deviation, work.new(torch.bool, 2, rows), work.new(torch.float64, rows, 3)
-        work.run(sums, history.weight if history else None)
-        return RowSums(*sums)
+        from .observe import Observe
 
-    def rate_and_correct_(
+        operands = *weights, *(history.mean if history else ())
+        verb = _verb(bucket, Observe, *operands)
+        sums = verb.sums()
+        self._run(bucket, verb, verb.launches(sums, history.step_size if history else None))
+        return sums
+
+    def apply_(self, bucket: Bucket, mix: Tensor) -> None:
+        from .apply import Apply
+
+        verb = _verb(bucket, Apply)
+        self._run(bucket, verb, verb.launches(mix.contiguous()))
+        bucket.note_changes()
+
+    def decide_and_apply_(self, bucket: Bucket, reliability: Tensor, rule: RaGradRule) -> Conflicts:
+        from .decide_and_apply import DecideAndApply
+
+        verb = _verb(bucket, DecideAndApply)
+        record = verb.record()
+        self._run(bucket, verb, verb.launches(record, reliability, rule))
+        bucket.note_changes()
+        return record
+
+    def rate_and_apply_(
         self,
         bucket: Bucket,
         sums: RowSums,
         effect: Tensor | None,
         sensitivity: Sensitivity,
         groups: Sequence[int],
-        options: Options,
+        rule: RaGradRule,
         *,
         by_sensitivity: bool,
     ) -> tuple[Tensor, Conflicts]:
-        work = self._work(bucket, Conclusion)
-        record: Record = work.record()
-        r = work.rate_and_run(
-            record, sums, effect, sensitivity, groups, by_sensitivity, options, self.two_launches
+        from .rate_and_apply import RateAndApply
+
+        verb = _verb(bucket, RateAndApply)
+        record = verb.record()
+        # Nothing is known of the rows of skipped pairs: 1/2 for every factor of R, and S stays. So
+        # where every pair is skipped, this is all there is to do.
+        unknown = 0.5 ** ((effect is not None) + by_sensitivity)
+        r = verb.new(torch.float32, 2, bucket.layout.rows, unvisited=unknown)
+        launches = verb.launches(
+            record, r, sums, effect, sensitivity, tuple(groups), rule, by_sensitivity
         )
+        self._run(bucket, verb, launches)
         bucket.note_changes()
-        return r, Conflicts(*record, bucket.layout)
+        return r, record
 
-    def _work(self, bucket: Bucket, kind: Any, *operands: Rows) -> Any:
-        """What is kept of the last step with the same geometry; else made anew, and compiled."""
-        key = f"triton {kind.__name__}"
-        work = bucket.memory.get(key)
-        if work is None or not work.fits(bucket, operands):
-            work = kind(bucket, operands)
-            self._compile(work, bucket.device)
-            bucket.memory[key] = work
-        work.point(bucket, operands)
-        return work
+    def _run(self, bucket: Bucket, verb: Verb, launches: list[Launch]) -> None:
+        launches = verb.point() + launches
+        if verb.captured and verb not in (kept := _kept(bucket)).captured:
+            kept.captured.append(verb)
+        if not verb.compiled:
+            try:
+                compile_(launches, bucket.device)
+            except Exception as error:  # whatever a compiler may say: it is not the caller's fault
+                why = f"its kernels do not compile here: {type(error).__name__}: {error}"
+                self._known[bucket.device] = why
+                raise Unavailable(f'backend "triton" on {bucket.device}: {why}') from error
+            verb.compiled = True
+        start(launches, bucket.device)
 
-    def _compile(self, work: Work, device: torch.device) -> None:
-        try:
-            work.compile()
-        except Exception as error:  # whatever a compiler may say: it is not the caller's fault
-            why = f"its kernels do not compile here: {type(error).__name__}: {error}"
-            self._known[device] = why
-            raise Unavailable(f'backend "triton" on {device}: {why}') from error
+
+def _kept(bucket: Bucket) -> Kept:
+    kept: Kept = bucket.memory.setdefault("triton", Kept())
+    return kept
+
+
+def _verb(bucket: Bucket, kind: type[V], *operands: Rows) -> V:
+    """The one of the last step, if it had the same geometry; else a new one."""
+    verbs = _kept(bucket).verbs
+    verb = verbs.get(kind)
+    if not (isinstance(verb, kind) and verb.fits(bucket, operands)):
+        verb = verbs[kind] = kind(bucket, operands)
+    return verb
 
 
 def _find_fault(device: torch.device) -> str | None:

@@ -1,7 +1,7 @@
-"""How rows are cut into units of work, and the order in which blocks take them.
+"""How rows are cut into units of work.
 
-Nothing here needs Triton or a device: plain functions of a geometry, of limits and of the number
-of blocks. What they return is what the kernels read.
+Nothing here needs Triton or a device: plain functions of a geometry and of limits. What they return
+is what the kernels read.
 """
 
 from __future__ import annotations
@@ -17,18 +17,8 @@ from torch import Tensor
 GRADIENT, WEIGHT, MEAN, OPERANDS = 0, 2, 4, 6
 MAX_DIMS = 6  # of a row, after neighbouring dimensions are merged
 
-# The kinds of tickets. `unit` counts the tickets of one kind and layer from 0.
-REDUCE = 0  # sum the rows of one unit; the last one of a layer to finish settles the layer
-SETTLE = 1  # settle a layer whose row sums and R are given
-BLEND = 2  # once the layer is settled: rewrite every `blends`-th group of its conflict rows
-REWRITE = 3  # likewise, in a launch that starts after the layer was settled: waits for nothing
-RATE = 4  # Eq. 4 for one unit of a group of rows (in place of a layer); the last one pools Eq. 3
-RELY = 5  # once the group `unit` is pooled: R of a layer's rows (Eq. 5), then as SETTLE
-RELIED = 6  # likewise, in a launch that starts after the group was pooled: waits for nothing
-KINDS = 8
-
-# A tile is this many rows (or pieces of rows) high; all tiles hold equally many elements.
-ROWS = (128, 16, 2)
+# A tile is so many rows (or pieces of rows) high; all tiles hold equally many elements.
+HEIGHTS = (128, 16, 2)
 
 # Columns of the geometry table, int64, one line per layer.
 (
@@ -38,10 +28,10 @@ ROWS = (128, 16, 2)
     PIECES,  # of a row
     PIECE_SIZE,  # elements; the last piece of a row may be shorter
     UNIT_PIECES,
-    UNITS,  # REDUCE tickets
-    BLENDS,  # BLEND tickets
+    UNITS,
+    APPLIES,  # tickets of the rewrite
     PARTS,  # where the sums of its pieces begin, counted in pieces; for rows in several pieces
-    SHAPE,  # of its tiles: an index of ROWS
+    HEIGHT,  # of its tiles, one of HEIGHTS
     EVEN,  # whether every row of every operand begins and ends at a whole vector
     NDIM,
     STRIDE,  # from channel to channel, one column per operand
@@ -50,17 +40,14 @@ SIZES = STRIDE + OPERANDS  # of the dimensions of a row, outermost first
 STRIDES = SIZES + MAX_DIMS  # theirs, operand by operand
 COLUMNS = STRIDES + OPERANDS * MAX_DIMS
 
-GROUP = 4  # columns of a table of groups of rows: first row, channels, first unit, units
-
 
 class Limits(NamedTuple):
     """How finely work is cut; a part of the tuning of an architecture.
 
     Attributes:
-        tile_bytes: of one gradient, that a block loads at once.
-        unit_bytes: of one gradient, summed per ticket: long against a ticket, short against a
-            launch.
-        row_pieces: of the longest rows, for one block adds them up.
+        tile_bytes: bytes of one gradient loaded per tile.
+        unit_bytes: bytes of one gradient per unit: many tiles, and many units per launch.
+        row_pieces: the most pieces of a row; one block sums them.
         share: units per ticket of the rewrite. Few rows conflict, so most of a share is empty.
     """
 
@@ -71,7 +58,7 @@ class Limits(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Where the rows of one pair lie. A row is walked in the memory order of the rgb gradient.
+    """Where the rows of one pair are. A row is walked in the memory order of the rgb gradient.
 
     Attributes:
         pair: l, among all pairs.
@@ -148,141 +135,51 @@ class Cut(NamedTuple):
     """One layer in pieces, units and tickets. Depends on no device: nor do the sums.
 
     Attributes:
-        shape: of its tiles, an index of `ROWS`.
+        height: of its tiles, one of `HEIGHTS`.
         pieces, piece_size: a row, or the parts of a long one.
         unit_pieces: consecutive pieces that make a unit.
-        units: REDUCE tickets; unit u has the pieces from ``u * unit_pieces`` on.
-        blends: BLEND tickets.
+        units: unit u has the pieces from ``u * unit_pieces`` on.
+        applies: tickets of the rewrite.
     """
 
-    shape: int
+    height: int
     pieces: int
     piece_size: int
     unit_pieces: int
     units: int
-    blends: int
+    applies: int
 
 
 def cut(channels: int, row_size: int, item_bytes: int, limits: Limits) -> Cut:
     """The cut with the widest tiles that are three quarters full, or else with the fullest."""
-    choices = [_cut_in(s, channels, row_size, item_bytes, limits) for s in range(len(ROWS))]
+    choices = [_cut_in(h, channels, row_size, item_bytes, limits) for h in HEIGHTS]
 
     def fill(c: Cut) -> float:
-        width = tile_width(c.shape, item_bytes, limits)
+        width = tile_width(c.height, item_bytes, limits)
         return row_size / (c.pieces * -(-c.piece_size // width) * width)
 
     full = [c for c in choices if fill(c) >= 0.75]
     return full[-1] if full else max(choices, key=fill)
 
 
-def tile_width(shape: int, item_bytes: int, limits: Limits) -> int:
+def tile_width(height: int, item_bytes: int, limits: Limits) -> int:
     """Elements of each of a tile's rows."""
-    return limits.tile_bytes // item_bytes // ROWS[shape]
+    return limits.tile_bytes // item_bytes // height
 
 
-def _cut_in(shape: int, channels: int, row_size: int, item_bytes: int, limits: Limits) -> Cut:
+def _cut_in(height: int, channels: int, row_size: int, item_bytes: int, limits: Limits) -> Cut:
     vector = 16 // item_bytes
     longest = max(
-        limits.unit_bytes // item_bytes // ROWS[shape], -(-row_size // limits.row_pieces), vector
+        limits.unit_bytes // item_bytes // height, -(-row_size // limits.row_pieces), vector
     )
     size = -(-row_size // -(-row_size // longest))
     if size < row_size:  # every piece starts at a whole vector, if the row does
         size = -(-size // vector) * vector
     pieces = -(-row_size // size)
-    tile_bytes = ROWS[shape] * size * item_bytes
-    unit_pieces = ROWS[shape] * max(1, limits.unit_bytes // tile_bytes)
+    tile_bytes = height * size * item_bytes
+    unit_pieces = height * max(1, limits.unit_bytes // tile_bytes)
     units = -(-channels * pieces // unit_pieces)
-    return Cut(shape, pieces, size, unit_pieces, units, -(-units // limits.share))
-
-
-class Rated(NamedTuple):
-    """Eq. 3-5, ahead of a correction whose row sums are given.
-
-    Attributes:
-        groups: the group of rows that each layer of the launch lies in.
-        units: RATE tickets of every group; none in a launch that starts after these were done.
-    """
-
-    groups: Sequence[int]
-    units: Sequence[int] = ()
-
-
-class Run(NamedTuple):
-    """Tickets in a row, which differ by their units alone."""
-
-    layer: int
-    kind: int
-    tickets: int
-    first: int = 0  # unit
-
-
-def queue(
-    cuts: Sequence[Cut], grid: int, given: bool = False, rated: Rated | None = None
-) -> np.ndarray:
-    """The tickets of a correction in one launch.
-
-    All RATE tickets, if R is yet to be found. Then layer by layer: what settles it (REDUCE; one
-    SETTLE or RELY where the row sums are given), and its BLEND tickets about ``grid`` tickets
-    later: late enough to find the layer settled, early enough to find its rows in the cache.
-
-    RELY and BLEND wait, for lower tickets only: no RATE comes after the first RELY, and no BLEND
-    before all that settles its layer.
-
-    Args:
-        cuts: of the layers of the launch.
-        grid: how many blocks there are.
-
-    Returns:
-        (tickets, 2) int32: ``KINDS * layer + kind``, where layer counts ``cuts``; and the unit.
-    """
-    runs = _rating(rated)
-    settled: list[int] = []  # how many tickets there are up to the last one that settles a layer
-    total = done = 0  # tickets after those of RATE; layers whose BLEND is queued
-    for l, run in enumerate(_settling(cuts, given, rated)):
-        runs.append(run)
-        total += run.tickets
-        settled.append(total)
-        while done <= l and settled[done] + grid <= total:
-            runs.append(Run(done, BLEND, cuts[done].blends))
-            total += cuts[done].blends
-            done += 1
-    runs += [Run(l, BLEND, cuts[l].blends) for l in range(done, len(cuts))]
-    return _tickets(runs)
-
-
-def halves(
-    cuts: Sequence[Cut], given: bool = False, rated: Rated | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tickets of a correction in two launches: all sums, then everything that is rewritten."""
-    rewrites = [Run(l, REWRITE, c.blends) for l, c in enumerate(cuts)]
-    return _tickets(_rating(rated) + _settling(cuts, given, rated)), _tickets(rewrites)
-
-
-def sums(cuts: Sequence[Cut]) -> np.ndarray:
-    """The tickets of an observation: REDUCE, layer by layer."""
-    return _tickets(_settling(cuts, given=False, rated=None))
-
-
-def _rating(rated: Rated | None) -> list[Run]:
-    return [Run(g, RATE, n) for g, n in enumerate(rated.units if rated else ())]
-
-
-def _settling(cuts: Sequence[Cut], given: bool, rated: Rated | None) -> list[Run]:
-    """What settles every layer."""
-    if rated is not None:
-        kind = RELY if rated.units else RELIED
-        return [Run(l, kind, 1, group) for l, group in enumerate(rated.groups)]
-    return [Run(l, SETTLE, 1) if given else Run(l, REDUCE, c.units) for l, c in enumerate(cuts)]
-
-
-def _tickets(runs: Sequence[Run]) -> np.ndarray:
-    out = np.empty((sum(run.tickets for run in runs), 2), np.int32)
-    at = 0
-    for layer, kind, n, first in runs:
-        out[at : at + n, 0] = KINDS * layer + kind
-        out[at : at + n, 1] = np.arange(first, first + n)
-        at += n
-    return out
+    return Cut(height, pieces, size, unit_pieces, units, -(-units // limits.share))
 
 
 def geometry(layers: Sequence[Layer], cuts: Sequence[Cut]) -> np.ndarray:
@@ -292,8 +189,8 @@ def geometry(layers: Sequence[Layer], cuts: Sequence[Cut]) -> np.ndarray:
     for line, layer, c in zip(out, layers, cuts, strict=True):
         line[FIRST_ROW], line[CHANNELS] = layer.first_row, layer.channels
         line[ROW_SIZE], line[PIECES], line[PIECE_SIZE] = layer.row_size, c.pieces, c.piece_size
-        line[UNIT_PIECES], line[UNITS], line[BLENDS] = c.unit_pieces, c.units, c.blends
-        line[PARTS], line[SHAPE], line[NDIM] = parts, c.shape, len(layer.sizes)
+        line[UNIT_PIECES], line[UNITS], line[APPLIES] = c.unit_pieces, c.units, c.applies
+        line[PARTS], line[HEIGHT], line[NDIM] = parts, c.height, len(layer.sizes)
         line[EVEN] = layer.even(vector_of(layer))
         for o, (stride, steps) in enumerate(zip(layer.stride, layer.strides, strict=True)):
             line[STRIDE + o] = stride

@@ -5,20 +5,20 @@
 import triton
 import triton.language as tl
 
-from . import plan
 from .rows import CHANNELS, FIRST_ROW
 
-GROUP = tl.constexpr(plan.GROUP)
+# Columns of a table of groups of rows: first row, channels, first unit, units.
+GROUP = tl.constexpr(4)
 # Of a unit, for E and for S: how many values are known, their mean, the squares of what they
 # deviate from it by, and the largest magnitude. Of a group, for either: mean and std.
-MOMENTS = tl.constexpr(4)
+MOMENTS_OF_UNIT = tl.constexpr(4)
 EPS = tl.constexpr(2.0**-23)  # of float32
 
 
 @triton.jit
 def values_of(first, channels, begin, rows, N: tl.constexpr):
-    """Where N values of consecutive rows lie in (2, rows), and whether they are there at all."""
-    at = begin + tl.arange(0, N)  # both modalities, one behind the other
+    """Where N values of consecutive rows are in (2, rows), and whether they exist."""
+    at = begin + tl.arange(0, N)  # rgb, then infrared
     is_ir = at >= channels
     return first + at + tl.where(is_ir, rows - channels, 0), at < 2 * channels
 
@@ -43,7 +43,7 @@ def pool(moments, units, out, M: tl.constexpr):
     top = tl.full((), 0, tl.float64)
     for start in range(0, units, M):
         unit = start + tl.arange(0, M)
-        at, there = moments + unit * 2 * MOMENTS, unit < units
+        at, there = moments + unit * 2 * MOMENTS_OF_UNIT, unit < units
         n_u = tl.load(at, mask=there, other=0, cache_modifier=".cg")
         n += tl.sum(n_u, 0)
         mean_u = tl.load(at + 1, mask=there, other=0, cache_modifier=".cg")
@@ -54,7 +54,7 @@ def pool(moments, units, out, M: tl.constexpr):
     squares = tl.full((), 0, tl.float64)
     for start in range(0, units, M):
         unit = start + tl.arange(0, M)
-        at, there = moments + unit * 2 * MOMENTS, unit < units
+        at, there = moments + unit * 2 * MOMENTS_OF_UNIT, unit < units
         n_u = tl.load(at, mask=there, other=0, cache_modifier=".cg")
         mean_u = tl.load(at + 1, mask=there, other=0, cache_modifier=".cg")
         squares_u = tl.load(at + 2, mask=there, other=0, cache_modifier=".cg")
@@ -81,7 +81,7 @@ def is_finite(x):
 
 # Functions of their own (noinline) keep their registers to themselves.
 @triton.jit(noinline=True)
-def rate_unit(
+def moments_of_unit(
     group, unit, moments, deviation, observed, effect, by_effect, alpha, steps, score, rows,
     N: tl.constexpr,
 ):  # fmt: skip
@@ -89,7 +89,7 @@ def rate_unit(
     channels = tl.load(group + 1)
     at, there = values_of(tl.load(group), channels, unit * N, rows, N)
     seen = tl.load(observed + at, mask=there, other=0) != 0
-    mine = moments + (tl.load(group + 2) + unit) * 2 * MOMENTS
+    mine = moments + (tl.load(group + 2) + unit) * 2 * MOMENTS_OF_UNIT
     s = tl.load(score + at, mask=there, other=0)
     before = tl.load(steps + at, mask=there, other=0)
     d = tl.load(deviation + at, mask=there, other=0)
@@ -97,7 +97,7 @@ def rate_unit(
     s = tl.where(seen, alpha * s + (1 - alpha) * d, s)  # Eq. 4
     tl.store(score + at, s, mask=there)
     tl.store(steps + at, before + tl.where(seen, 1.0, 0.0), mask=there)
-    moments_of(mine + MOMENTS, s, seen & is_finite(s))
+    moments_of(mine + MOMENTS_OF_UNIT, s, seen & is_finite(s))
     if by_effect != 0:
         e = tl.load(effect + at, mask=there, other=0)
         moments_of(mine, e, seen & is_finite(e))
@@ -105,20 +105,20 @@ def rate_unit(
 
 @triton.jit(noinline=True)
 def pool_group(group, moments, by_effect, out):
-    """Mean and std of a group, of E and of S, once all of its units are rated."""
+    """Mean and std of a group, of E and of S, once the moments of all its units are there."""
     units = tl.load(group + 3)
-    first = moments + tl.load(group + 2) * 2 * MOMENTS
+    first = moments + tl.load(group + 2) * 2 * MOMENTS_OF_UNIT
     if by_effect != 0:
         pool(first, units, out, 256)
-    pool(first + MOMENTS, units, out + 2, 256)
+    pool(first + MOMENTS_OF_UNIT, units, out + 2, 256)
 
 
 @triton.jit(noinline=True)
-def rely(
+def rate_layer(
     line, pooled, observed, effect, by_effect, by_sensitivity, score, reliability, rows,
     N: tl.constexpr,
 ):  # fmt: skip
-    """R of a layer's rows, visible to the whole block; their group is pooled."""
+    """R of a layer's rows (Eq. 3, 5), visible to the whole block; their group is pooled."""
     channels = tl.load(line + CHANNELS)
     for begin in range(0, 2 * channels, N):
         at, there = values_of(tl.load(line + FIRST_ROW), channels, begin, rows, N)

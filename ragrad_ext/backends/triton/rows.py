@@ -1,4 +1,4 @@
-"""Triton: tickets, pieces of rows, and where their elements lie."""
+"""Triton: tiles of rows and of pieces of rows, and where their elements are."""
 
 # mypy: allow-untyped-defs
 
@@ -16,53 +16,68 @@ PIECE_SIZE = tl.constexpr(plan.PIECE_SIZE)
 UNIT_PIECES = tl.constexpr(plan.UNIT_PIECES)
 UNITS = tl.constexpr(plan.UNITS)
 PARTS = tl.constexpr(plan.PARTS)
-SHAPE = tl.constexpr(plan.SHAPE)
+HEIGHT = tl.constexpr(plan.HEIGHT)
 EVEN = tl.constexpr(plan.EVEN)
 NDIM = tl.constexpr(plan.NDIM)
 STRIDE = tl.constexpr(plan.STRIDE)
 SIZES = tl.constexpr(plan.SIZES)
 STRIDES = tl.constexpr(plan.STRIDES)
 MAX_DIMS = tl.constexpr(plan.MAX_DIMS)
-KINDS = tl.constexpr(plan.KINDS)
-
-
-# Counters, int32, all zero between launches: the next ticket, blocks that found the queue empty,
-# then per layer: units that were summed, and whether it is settled.
-
-
-@triton.jit
-def take_ticket(counters):
-    return tl.atomic_add(counters, 1, sem="relaxed", scope="gpu")
+HIGH = tl.constexpr(plan.HEIGHTS[0])
+MIDDLE = tl.constexpr(plan.HEIGHTS[1])
+FLAT = tl.constexpr(plan.HEIGHTS[2])
 
 
 @triton.jit
-def last_to_arrive(arrived, units):
-    """Whether this block is the last of ``units``; if so, it sees what the others wrote."""
-    tl.debug_barrier()  # all threads of the block have written, before one of them says so
-    return tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == units - 1
+def for_tiles(
+    WORK: tl.constexpr, line, begin, end, step, even, args,
+    WALK: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Calls ``WORK(line, at, args, WALK, V, N, M)`` for the tiles at every ``step``-th piece.
+
+    WORK is compiled once for each height of tiles, in whole vectors and not; ``even`` chooses.
+    """
+    if WALK:
+        for_tiles_of_any_height(WORK, line, begin, end, step, args, 1, 1, TILE // V)
+    elif even:
+        for_tiles_of_any_height(WORK, line, begin, end, step, args, 0, V, TILE)
+    else:
+        for_tiles_of_any_height(WORK, line, begin, end, step, args, 0, 1, TILE // V)
 
 
 @triton.jit
-def publish(ready):
-    """What the block wrote before is seen by every block that waits for ``ready``."""
-    tl.debug_barrier()
-    tl.atomic_xchg(ready, 1, sem="release", scope="gpu")
+def for_tiles_of_any_height(
+    WORK: tl.constexpr, line, begin, end, step, args,
+    WALK: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    height = tl.load(line + HEIGHT)
+    if height == HIGH:
+        for at in range(begin, end, step):
+            WORK(line, at, args, WALK, V, HIGH, TILE // HIGH)
+    elif height == MIDDLE:
+        for at in range(begin, end, step):
+            WORK(line, at, args, WALK, V, MIDDLE, TILE // MIDDLE)
+    else:
+        for at in range(begin, end, step):
+            WORK(line, at, args, WALK, V, FLAT, TILE // FLAT)
 
 
 @triton.jit
-def wait_for(ready):
-    while tl.atomic_add(ready, 0, sem="acquire", scope="gpu") == 0:
-        pass
+def for_tiles_of_unit(
+    WORK: tl.constexpr, line, unit, even, args,
+    WALK: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Likewise, for the tiles of a unit."""
+    count = tl.load(line + UNIT_PIECES)
+    begin = unit * count
+    end = tl.minimum(begin + count, tl.load(line + CHANNELS) * tl.load(line + PIECES))
+    for_tiles(WORK, line, begin, end, tl.load(line + HEIGHT), even, args, WALK, V, TILE)
 
 
 @triton.jit
-def leave(counters, words):
-    """The last block to leave zeroes the counters: no other one touches them any more."""
-    left = tl.atomic_add(counters + 1, 1, sem="acq_rel", scope="gpu")
-    if left == tl.num_programs(0) - 1:
-        for at in range(0, words, 1024):
-            word = at + tl.arange(0, 1024)
-            tl.store(counters + word, tl.full((1024,), 0, tl.int32), mask=word < words)
+def is_even(line, addresses):
+    """Whether all rows begin and end at whole vectors; ``addresses``: all of them, or-ed."""
+    return (tl.load(line + EVEN) != 0) & (addresses % 16 == 0)
 
 
 @triton.jit
@@ -75,9 +90,15 @@ def part_of_row(line, index):
 
 
 @triton.jit
-def run_of(line, address, operand: tl.constexpr, row, first, DTYPE: tl.constexpr, V: tl.constexpr):
-    """Pointers (N,) to where pieces of rows begin, for rows that are runs."""
-    return in_vectors(address, row * tl.load(line + STRIDE + operand) + first, DTYPE, V)
+def elements(
+    line, operand: tl.constexpr, x, row, first, j, WALK: tl.constexpr, V: tl.constexpr
+):  # fmt: skip
+    """Pointers (N, M) to elements j of pieces of rows; ``x`` points to the operand's first."""
+    if WALK:
+        return x + walk_to(line, operand, row, first[:, None] + j)
+    else:
+        stride = tl.load(line + STRIDE + operand)
+        return in_vectors(x.to(tl.int64), row * stride + first, x.dtype.element_ty, V)[:, None] + j
 
 
 @triton.jit
@@ -104,6 +125,15 @@ def walk_to(line, operand: tl.constexpr, row, j):
         at += inner * tl.load(line + STRIDES + operand * MAX_DIMS + d)
         j = outer
     return at
+
+
+@triton.jit
+def read(at, mask):
+    """Elements in float64, exactly."""
+    x = tl.load(at, mask=mask, other=0)
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32).to(tl.float64)
+    return x
 
 
 @triton.jit
@@ -147,10 +177,3 @@ def add_all_parts(line, parts, out, step, SUMS: tl.constexpr):
         for i in range(SUMS):
             add_parts(line, parts + i, out + i, step, SUMS, 4, 256)
     tl.debug_barrier()
-
-
-@triton.jit(do_not_specialize=["first", "addresses"])
-def point(table, first: tl.int64, addresses, N: tl.constexpr):
-    """Write N addresses, given by value, into a pointer table."""
-    for i in tl.static_range(N):
-        tl.store(table + first + i, addresses[i])

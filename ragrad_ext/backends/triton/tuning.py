@@ -16,9 +16,8 @@ class Tuning(NamedTuple):
     Attributes:
         limits: how finely the work is cut.
         registers: of a thread, at most.
-        correct_warps, observe_warps: of a block.
-        correct_blocks, observe_blocks: per multiprocessor. More than fit at a time do no harm
-            but wait.
+        correct_warps, observe_warps: of a block; "correct" are all verbs that write gradients.
+        correct_blocks, observe_blocks: per multiprocessor. Extra blocks wait; this is harmless.
     """
 
     limits: Limits = Limits()

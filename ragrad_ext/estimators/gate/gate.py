@@ -147,7 +147,7 @@ class Gate(Effectiveness):
 
     def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
         self._average_over_processes()
-        effect = -sums.dot
+        effect = -sums.g_theta
         self._missing = set()
         gains: dict[tuple[int, int], Tensor] = {}
         for m in (0, 1):
@@ -159,7 +159,7 @@ class Gate(Effectiveness):
                     gains[m, l] = place.gain
                 elif isinstance(place, Hooked):
                     found = self._sums[Key(m, l, place.kind)].to(effect.device)
-                    effect[m, rows] = place.effect(found, sums.dot[m, rows])
+                    effect[m, rows] = place.effect(found, sums.g_theta[m, rows])
         self._sums = {}
         if gains:  # all at once: a layer has too few for an operator of its own
             gamma = torch.cat([gain.detach().reshape(-1) for gain in gains.values()])

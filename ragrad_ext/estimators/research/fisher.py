@@ -36,7 +36,7 @@ class Fisher(Refreshed):
 
     def effect(self, bucket: Bucket, sums: RowSums) -> Tensor:
         if self.due:
-            q = torch.full_like(sums.dot, torch.nan)  # a pair without gradients keeps its q
+            q = torch.full_like(sums.g_theta, torch.nan)  # a pair without gradients keeps its q
             rows = bucket.layout.slices()
             for l in self.layers:
                 for m, g in enumerate(bucket.twins(l) or ()):

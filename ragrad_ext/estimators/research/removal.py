@@ -63,7 +63,7 @@ class Removal(Refreshed):
         return torch.stack([torch.cat(side) for side in found]).to(self.held.device)
 
     def estimate(self, bucket: Bucket, sums: RowSums) -> Tensor:
-        return self.held if self.whole else -sums.dot
+        return self.held if self.whole else -sums.g_theta
 
 
 @torch.no_grad()

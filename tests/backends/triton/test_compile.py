@@ -1,4 +1,4 @@
-"""The Triton kernels compile for devices that are not there, and spill no register."""
+"""The Triton kernels compile for devices that are absent, and spill no register."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.slow  # minutes of one core
 ROOT = Path(__file__).parents[3]
 TARGETS = ("80", "90", "100")
+FUSED = ("decide_and_apply", "rate_and_apply")  # of which blocks wait for one another
+VERBS = ("observe", "apply", *FUSED)
 # A ticket and how many have left; who arrived; the flag (polling it is a load, or adds 0).
 ATOMICS = {"acq_rel.add", "relaxed.add", "release.exch", "acquire.add"}
 
@@ -41,8 +43,8 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def test_every_kernel_compiles_for_every_target(kernels: list[dict[str, Any]]) -> None:
-    for verb in ("correct", "observe", "conclude", "point"):
-        assert {str(k["sm"]) for k in kernels if k["name"].startswith(verb)} == {*TARGETS}
+    for verb in (*VERBS, "point"):
+        assert {str(k["sm"]) for k in kernels if k["name"].startswith(f"{verb}: ")} == {*TARGETS}
 
 
 def test_no_kernel_spills(kernels: list[dict[str, Any]]) -> None:
@@ -59,9 +61,16 @@ def test_no_kernel_spills(kernels: list[dict[str, Any]]) -> None:
 def test_aligned_rows_are_read_16_bytes_at_a_time(kernels: list[dict[str, Any]]) -> None:
     """And written so; a mean of 16 bits beside a gradient of 32 is written 8 bytes at a time."""
     for k in kernels:
-        if k["name"].startswith(("correct", "observe", "conclude")):
+        if k["name"].startswith(VERBS):
             runs = "walk" not in k["name"]
             assert (k["vector loads"] > 0, k["vector stores"] > 0) == (runs, runs), k
+
+
+def test_apply_waits_for_nothing(kernels: list[dict[str, Any]]) -> None:
+    """Its rows depend on no other rows: there is no counter in it."""
+    alone = [k for k in kernels if k["name"].startswith("apply: ")]
+    assert alone
+    assert [k for k in alone if k["atomics"]] == []
 
 
 def test_atomics_are_counters_alone(kernels: list[dict[str, Any]]) -> None:
@@ -72,7 +81,7 @@ def test_atomics_are_counters_alone(kernels: list[dict[str, Any]]) -> None:
             assert {"global", "gpu"} <= set(parts), k
             assert parts[-1] in ("u32", "s32", "b32"), k
             assert ".".join(parts[3:5]) in ATOMICS, k
-        if k["name"].startswith(("correct", "conclude")):
+        if k["name"].startswith(FUSED):
             assert {"acq_rel", "relaxed", "release"} <= {a.split(".")[3] for a in k["atomics"]}
             assert k["acquires"]
 
@@ -81,7 +90,7 @@ def test_a_block_releases_what_all_of_its_threads_wrote(kernels: list[dict[str, 
     assert [k for k in kernels if k["unguarded releases"]] == []
 
 
-def test_a_layer_is_settled_after_all_threads_wrote_its_reliability(
+def test_a_layer_is_decided_after_all_threads_wrote_its_reliability(
     kernels: list[dict[str, Any]],
 ) -> None:
     assert [k for k in kernels if k["open ends"]] == []

@@ -1,4 +1,4 @@
-"""The Triton backend agrees with the reference, stage by stage, in Triton's interpreter."""
+"""Decide and apply in the Triton backend: as the reference, stage by stage, in the interpreter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from ragrad_ext.backends.reference import Reference
 from ragrad_ext.backends.triton import plan
 from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.backends.triton.tuning import Tuning
-from ragrad_ext.rows.bucket import Buckets, Layout
-from ragrad_ext.rules.ragrad import Identify, Options, Resolve
+from ragrad_ext.rows.bucket import Buckets
+from ragrad_ext.rows.layout import Layout
+from ragrad_ext.rules import RaGradRule
+from ragrad_ext.rules.ragrad import Identify, Resolve
 
 from ...lib import cases
 from ...lib.parity import bucket_of, clone, compare_observation, corrected, observed
@@ -42,20 +44,18 @@ def test_correction_agrees_on_awkward_inputs(
 ) -> None:
     tune(monkeypatch, how)
     rgb, ir = ([cases.cast(x, dtype) for x in side] for side in cases.AWKWARD[name])
-    compare(Triton(two_launches=how is SMALL), rgb, ir)
+    compare(Triton(), rgb, ir)
 
 
-@pytest.mark.parametrize("two_launches", [False, True])
 @pytest.mark.parametrize(
     ("identify", "resolve", "eps"),
     [*product(["dual", "cosine"], ["blend", "project"], [1e-30]), ("dual", "blend", 0.5)],
 )
 def test_correction_agrees_under_every_option(
-    identify: Identify, resolve: Resolve, eps: float, two_launches: bool
+    identify: Identify, resolve: Resolve, eps: float
 ) -> None:
     rgb, ir = cases.AWKWARD["several layers"]
-    backend = Triton(two_launches=two_launches)
-    compare(backend, rgb, ir, options=Options(identify, resolve, eps))
+    compare(Triton(), rgb, ir, rule=RaGradRule(identify, resolve, eps))
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_ties(identify: Identify) -> None:
     """Equal gaps do not exceed their mean; of equal reliabilities rgb's is the reliable side."""
     rgb, ir = cases.twins(16, 9, agreement=-0.7)
     for r in (torch.full((2, 16), 0.3), torch.tensor([0.25, 0.75])[:, None].expand(2, 16)):
-        given = rgb, ir, r.contiguous(), Options(identify)
+        given = rgb, ir, r.contiguous(), RaGradRule(identify)
         mine, true = (corrected(b, *given) for b in (Triton(), Reference()))
         assert torch.equal(mine[2].mask, true[2].mask)
         assert mine[2].count() == (0 if identify == "dual" else int((true[2].cosine < 0).sum()))
@@ -107,7 +107,7 @@ def test_ties(identify: Identify) -> None:
 
 
 @pytest.mark.slow
-def test_at_most_one_row_in_a_thousand_lies_inside_the_margin() -> None:
+def test_at_most_one_row_in_a_thousand_is_inside_the_margin() -> None:
     counts = [compare(Triton(), *cases.twins(200, 18, seed=seed), seed) for seed in range(10)]
     rows, close = (sum(column) for column in zip(*counts, strict=True))
     assert rows == 2000
@@ -119,10 +119,10 @@ def test_at_most_one_row_in_a_thousand_lies_inside_the_margin() -> None:
     "shape", [(3, 9000), (40, 900), pytest.param((2, 70000), marks=SLOW), (700, 3)]
 )
 def test_rows_of_every_length(shape: tuple[int, int]) -> None:
-    """In one piece, in a few, in many; more channels than a layer's stage looks at together."""
+    """In one piece, in a few, in many; more channels than are decided at a time."""
     rgb, ir = cases.twins(*shape, seed=3, agreement=-0.9)
     compare(Triton(), rgb, ir, seed=3)
-    compare(Triton(), rgb, ir, seed=3, options=Options("cosine"))  # nearly all rows
+    compare(Triton(), rgb, ir, seed=3, rule=RaGradRule("cosine"))  # nearly all rows
     theta, mean = cases.twins(*shape, seed=5), cases.twins(*shape, seed=6)
     compare_observation(Triton(), rgb, ir, theta, mean, 0.1)
 
@@ -137,12 +137,12 @@ def test_non_finite_elements(
     rgb, ir = ([x.to(dtype) for x in side] for side in cases.twins(5, 37))
     rgb[0][2, 36] = bad
     compare(Triton(), rgb, ir)
-    compare(Triton(), rgb, ir, options=Options("cosine"))
+    compare(Triton(), rgb, ir, rule=RaGradRule("cosine"))
     mean = cases.twins(5, 37, seed=4)
     before = clone(mean[0])
     sums = observed(Triton(), rgb, ir, (clone(ir), clone(rgb)), mean, 0.5)
     assert sums.observed.tolist() == [[True, True, False, True, True], [True] * 5]
-    assert sums.dot[0, 2] == sums.deviation[0, 2] == 0
+    assert sums.g_theta[0, 2] == sums.deviation[0, 2] == 0
     assert mean[0][0][2, 36] == before[0][2, 36]
     assert mean[0][0].isfinite().all()
     assert (mean[0][0][2, :36] != before[0][2, :36]).all()
@@ -154,7 +154,7 @@ def test_what_is_written_saturates(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     weak, strong = torch.full((1, 8), largest, dtype=dtype), torch.ones(1, 8, dtype=dtype)
     strong[0, 0] = -9  # the projection adds a 44th to all other elements
-    given = [weak], [strong], torch.tensor([[0.25], [0.75]]), Options("cosine", "project")
+    given = [weak], [strong], torch.tensor([[0.25], [0.75]]), RaGradRule("cosine", "project")
     new, _, record = corrected(Triton(), *given)
     true, _, _ = corrected(Reference(), *given)
     assert record.mask.tolist() == [True]
@@ -167,9 +167,9 @@ def test_the_channel_axis_may_be_any() -> None:
     (rgb,), (ir,) = cases.twins(6, 9, 2, 2)
     r = torch.rand(2, 9, generator=cases.rng(8))
     along_1 = [rgb.clone()], [ir.clone()]
-    record = Triton().correct_(bucket_of(*along_1, (1,)), r, Options())
+    record = Triton().decide_and_apply_(bucket_of(*along_1, (1,)), r, RaGradRule())
     along_0 = [rgb.movedim(1, 0).contiguous()], [ir.movedim(1, 0).contiguous()]
-    same = Triton().correct_(bucket_of(*along_0), r, Options())
+    same = Triton().decide_and_apply_(bucket_of(*along_0), r, RaGradRule())
     assert torch.equal(record.mask, same.mask)
     assert record.count() > 0
     for a, b in zip(along_1, along_0, strict=True):
@@ -185,39 +185,17 @@ def test_rows_of_many_separate_dimensions() -> None:
     rgb, ir = ([gaps(x) for x in side] for side in cases.twins(3, *[2] * 7))
     bucket = Buckets(Layout.of([3]), (0,)).bucket
     with pytest.raises(ValueError, match="separate dimensions"):
-        Triton().correct_(bucket(rgb, ir, CPU), torch.rand(2, 3), Options())
+        Triton().decide_and_apply_(bucket(rgb, ir, CPU), torch.rand(2, 3), RaGradRule())
 
 
 @pytest.mark.slow
-def test_dots_of_the_observation_spare_the_correction_a_read() -> None:
-    rgb, ir = layers((4, 9), (32, 1), (7, 5000))
-    r = torch.rand(2, 43, generator=cases.rng(5))
-    for two_launches in (False, True):
-        a_rgb, a_ir = clone(rgb), clone(ir)
-        backend, bucket = Triton(two_launches=two_launches), bucket_of(a_rgb, a_ir)
-        dots = backend.observe_(bucket, ([None] * 3, [None] * 3), None).twin_dots
-        a = backend.correct_(bucket, r, Options(), dots)
-        b_rgb, b_ir, b = corrected(Triton(), rgb, ir, r, Options())
-        for x, y in zip([*a_rgb, *a_ir, *found(a)], [*b_rgb, *b_ir, *found(b)], strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-6, atol=0)
-        assert a.count() > 0
-        # and they are believed, not made again
-        lying = backend.correct_(bucket, r, Options(), torch.ones(43, 3, dtype=torch.float64))
-        assert lying.count() == 0
-        assert (lying.cosine == 1).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("two_launches", [False, True])
-def test_the_same_bits_whatever_the_number_of_blocks(
-    two_launches: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_bits_whatever_the_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rgb, ir = layers((9, 900), (140, 20), (2, 700), (5, 64), (64, 3))
     r = torch.rand(2, 220, generator=cases.rng(3))
     results = []
     for blocks in (1, 20):
         tune(monkeypatch, (SMALL[0], blocks))
-        a, b, record = corrected(Triton(two_launches=two_launches), rgb, ir, r, Options())
+        a, b, record = corrected(Triton(), rgb, ir, r, RaGradRule())
         results.append([*a, *b, *found(record)])
         assert record.count() > 0
     for other in results[1:]:

@@ -1,7 +1,7 @@
-"""The Triton kernels with blocks that take turns by lot: the same bits, whoever did what, when.
+"""The Triton kernels with blocks that take turns in random order: always the same bits.
 
 In Triton's interpreter, on small units and rows in several pieces; as many blocks run at a time as
-there are, or fewer. What the compiler makes of the kernels is seen in `test_triton_compile`.
+there are, or fewer. What the compiler makes of the kernels is seen in `test_compile`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ragrad_ext.backends.triton import launch as triton_launch
-from ragrad_ext.backends.triton import plan
+from ragrad_ext.backends.triton import plan, queues
+from ragrad_ext.backends.triton import verb as triton_verb
 from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.backends.triton.tuning import Tuning
-from ragrad_ext.rows.bucket import Bucket
-from ragrad_ext.rules.ragrad import Options
+from ragrad_ext.rules import RaGradRule
 
 from ...lib import cases
 from ...lib.interleave import Schedule, interleaved
@@ -28,11 +27,11 @@ LIMITS = plan.Limits(tile_bytes=4096, unit_bytes=2048, row_pieces=64, share=1)
 
 @pytest.fixture(autouse=True)
 def _seven_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a queue that has every blend as early as may be, so that many a block must wait."""
+    """And a queue that has every APPLY as early as it may be, so that many blocks must wait."""
     tuned = Tuning(LIMITS, correct_blocks=1, observe_blocks=1)
-    monkeypatch.setattr(triton_launch, "device_of", lambda device: (tuned, 7))
-    queue = plan.queue
-    monkeypatch.setattr(plan, "queue", lambda cuts, grid, *rest: queue(cuts, 0, *rest))
+    monkeypatch.setattr(triton_verb, "device_of", lambda device: (tuned, 7))
+    queue = queues.queue
+    monkeypatch.setattr(queues, "queue", lambda cuts, grid, *rest: queue(cuts, 0, *rest))
 
 
 def layers() -> tuple[Side, Side]:
@@ -47,15 +46,6 @@ def reliability(rgb: Side) -> torch.Tensor:
     return torch.rand(2, sum(map(len, rgb)), generator=cases.rng(1))
 
 
-def forget_decisions(bucket: Bucket) -> None:
-    """Of the last call: one that is used before it is made anew shall not be right by chance."""
-    for work in bucket.memory.values():
-        work.conflicts.zero_()
-        work.scales.fill_(7)
-        for group in work.groups:
-            group.counters[2 + 2 * len(group.layers) :].zero_()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "resident",
@@ -65,18 +55,19 @@ def test_a_correction_gives_the_same_bits(resident: int) -> None:
     rgb, ir = layers()
     r = reliability(rgb)
     with interleaved(Schedule(1, seed=0)):  # one after the other
-        alone = corrected(Triton(), rgb, ir, r, Options())
+        alone = corrected(Triton(), rgb, ir, r, RaGradRule())
     assert alone[2].count() > 0
     expected = [*alone[0], *alone[1], alone[2].mask, alone[2].cosine, alone[2].strength]
     new_rgb, new_ir = clone(rgb), clone(ir)
-    bucket = bucket_of(new_rgb, new_ir)  # one workspace: every launch leaves it ready
+    bucket = bucket_of(new_rgb, new_ir)  # one memory: every launch leaves it ready
     for seed in range(3):
+        # What this leaves in memory is wrong for the call after it, should that use it too early.
+        Triton().decide_and_apply_(bucket, r.flip(0), RaGradRule("cosine"))
         for new, old in zip(new_rgb + new_ir, rgb + ir, strict=True):
             new.copy_(old)
-        forget_decisions(bucket)
         schedule = Schedule(resident, seed)
         with interleaved(schedule):
-            record = Triton(two_launches=seed == 2).correct_(bucket, r, Options())
+            record = Triton().decide_and_apply_(bucket, r, RaGradRule())
         results = [*new_rgb, *new_ir, record.mask, record.cosine, record.strength]
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
         assert len(schedule.blocks) > 1, "only one block took part"
@@ -100,14 +91,14 @@ def test_an_observation_gives_the_same_bits() -> None:
 
 
 def test_a_queue_in_the_wrong_order_deadlocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is found out: the schedule would tell."""
-    right = plan.queue
+    """And the schedule finds it."""
+    right = queues.queue
 
-    def blends_first(*args: object) -> object:
+    def apply_first(*args: object) -> object:
         queue = right(*args)  # type: ignore[arg-type]
-        return queue[(queue[:, 0] % plan.KINDS != plan.BLEND).argsort(kind="stable")]
+        return queue[(queue[:, 0] % queues.KINDS != queues.APPLY).argsort(kind="stable")]
 
-    monkeypatch.setattr(plan, "queue", blends_first)
+    monkeypatch.setattr(queues, "queue", apply_first)
     rgb, ir = layers()
     with interleaved(Schedule(3, seed=0)), pytest.raises(Exception, match="wait for ever"):
-        Triton().correct_(bucket_of(clone(rgb), clone(ir)), reliability(rgb), Options())
+        Triton().decide_and_apply_(bucket_of(clone(rgb), clone(ir)), reliability(rgb), RaGradRule())

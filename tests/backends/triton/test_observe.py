@@ -68,8 +68,8 @@ def test_a_weight_that_is_not_read_counts_as_zero(
     some = tuple([None] if m in absent else side for m, side in enumerate(theta))
     sums = observed(Triton(), rgb, ir, some, None, 1.0)  # type: ignore[arg-type]
     for m in (0, 1):
-        assert torch.equal(sums.dot[m], both.dot[m] * (m not in absent))
-        assert both.dot[m].all()
+        assert torch.equal(sums.g_theta[m], both.g_theta[m] * (m not in absent))
+        assert both.g_theta[m].all()
     assert not sums.deviation.any()
 
 

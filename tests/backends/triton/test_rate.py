@@ -1,4 +1,4 @@
-"""Eq. 3-5 in the Triton backend, ahead of the correction in its launch: as the reference has it."""
+"""Rate and apply in the Triton backend, one launch after the observation: as the reference."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragrad_ext.backends import RowSums, Sensitivity
 from ragrad_ext.backends.reference import Reference
-from ragrad_ext.backends.triton import conclusion as triton_conclusion
-from ragrad_ext.backends.triton import launch as triton_launch
-from ragrad_ext.backends.triton import plan
+from ragrad_ext.backends.triton import queues
+from ragrad_ext.backends.triton import verb as triton_verb
 from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.backends.triton.tuning import Tuning
-from ragrad_ext.rows.bucket import Bucket, Buckets, Layout
-from ragrad_ext.rules.ragrad import Options
+from ragrad_ext.rows.bucket import Bucket, Buckets
+from ragrad_ext.rows.layout import Layout
+from ragrad_ext.rows.sums import RowSums, Sensitivity
+from ragrad_ext.rules import RaGradRule
 
 from ...lib import cases
 from ...lib.interleave import Schedule, interleaved
@@ -28,11 +28,18 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.interpreted
 
 
+def few_values(patch: pytest.MonkeyPatch, n: int) -> None:
+    """Of a unit of MOMENTS."""
+    from ragrad_ext.backends.triton import rate_and_apply
+
+    patch.setattr(rate_and_apply, "VALUES", n)
+
+
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of many units, for three blocks."""
-    monkeypatch.setattr(triton_conclusion, "VALUES", 16)
-    monkeypatch.setattr(triton_launch, "device_of", lambda device: (Tuning(correct_blocks=1), 3))
+    few_values(monkeypatch, 16)
+    monkeypatch.setattr(triton_verb, "device_of", lambda device: (Tuning(correct_blocks=1), 3))
 
 
 CHANNELS = (1, 40, 0, 7, 42)
@@ -42,7 +49,7 @@ GROUPS = {"model": (ROWS,), "layers": CHANNELS, "some layers": (41, 49)}
 
 
 class Given(NamedTuple):
-    """A step behind its observation."""
+    """A step after its observation."""
 
     grads: tuple[Side, Side]
     sums: RowSums
@@ -66,7 +73,7 @@ def inputs(seed: int, scale: float = 1.0) -> Given:
     ]
     rgb, ir = ([p[m][0][:c] for p, c in zip(pairs, CHANNELS, strict=True)] for m in (0, 1))
     a, b = (torch.cat(side).double() for side in (rgb, ir))
-    dots = torch.stack([a.square().sum(1), b.square().sum(1), (a * b).sum(1)], 1)
+    gram = torch.stack([a.square().sum(1), b.square().sum(1), (a * b).sum(1)], 1)
 
     def draw() -> Tensor:
         return scale * torch.randn(2, ROWS, generator=g, dtype=torch.float64)
@@ -76,7 +83,7 @@ def inputs(seed: int, scale: float = 1.0) -> Given:
     effect = draw()
     effect[0, 1], effect[1, 2], effect[1, 3] = torch.nan, torch.inf, -torch.inf
     steps = torch.randint(0, 3, (2, ROWS), generator=g).double()
-    sums = RowSums(draw(), draw().square(), observed, dots)
+    sums = RowSums(gram, draw(), draw().square(), observed)
     return Given((rgb, ir), sums, effect, Sensitivity(draw().square(), steps, 0.9))
 
 
@@ -89,7 +96,7 @@ def buckets() -> Buckets:
     return Buckets(Layout.of(CHANNELS), (0,) * len(CHANNELS))
 
 
-def concluded(
+def rated(
     backend: Reference | Triton,
     memory: Buckets,
     given: Given,
@@ -99,9 +106,9 @@ def concluded(
     """What comes of copies of what is given."""
     grads = clone(given.grads[0]), clone(given.grads[1])
     state = Sensitivity(given.state.score.clone(), given.state.steps.clone(), given.state.alpha)
-    r, record = backend.rate_and_correct_(
+    r, record = backend.rate_and_apply_(
         bucket_for(grads, memory), given.sums, None if kind == "sensitivity" else given.effect,
-        state, groups, Options(), by_sensitivity=kind != "effectiveness",
+        state, groups, RaGradRule(), by_sensitivity=kind != "effectiveness",
     )  # fmt: skip
     return Outcome(r, state.score, state.steps, record.mask, grads[0] + grads[1])
 
@@ -121,13 +128,12 @@ def same(a: Outcome, b: Outcome) -> bool:
         *[pytest.param("model", k, marks=SLOW) for k in ("effectiveness", "sensitivity")],
     ],
 )
-@pytest.mark.parametrize("two_launches", [False, pytest.param(True, marks=SLOW)])
-def test_it_agrees_with_the_reference(groups: str, kind: str, two_launches: bool) -> None:
-    memory, backend = buckets(), Triton(two_launches=two_launches)  # launches leave it ready
+def test_it_agrees_with_the_reference(groups: str, kind: str) -> None:
+    memory, backend = buckets(), Triton()  # every launch leaves the memory ready
     for seed in range(2):
         given = inputs(seed)
-        mine = concluded(backend, memory, given, GROUPS[groups], kind)
-        true = concluded(Reference(), memory, given, GROUPS[groups], kind)
+        mine = rated(backend, memory, given, GROUPS[groups], kind)
+        true = rated(Reference(), memory, given, GROUPS[groups], kind)
         torch.testing.assert_close(mine.r, true.r, rtol=2**-22, atol=0)
         torch.testing.assert_close(mine.score, true.score, rtol=2**-50, atol=0)
         assert torch.equal(mine.steps, true.steps)
@@ -141,8 +147,8 @@ def test_it_agrees_with_the_reference(groups: str, kind: str, two_launches: bool
 
 @pytest.mark.parametrize("scale", [1e-60, 1e60])
 def test_scale_does_not_matter(scale: float) -> None:
-    a = concluded(Triton(), buckets(), inputs(1), (ROWS,), "effectiveness").r
-    b = concluded(Triton(), buckets(), inputs(1, scale), (ROWS,), "effectiveness").r
+    a = rated(Triton(), buckets(), inputs(1), (ROWS,), "effectiveness").r
+    b = rated(Triton(), buckets(), inputs(1, scale), (ROWS,), "effectiveness").r
     torch.testing.assert_close(a, b, rtol=2**-22, atol=0)
 
 
@@ -157,13 +163,13 @@ def test_by_hand() -> None:
     """Two rows a side: E = 1, 3, 1, 3 has mean 2 and std 1; the first step has S = 0."""
     effect = torch.tensor([[1.0, 3.0], [1.0, 3.0]], dtype=torch.float64)
     bucket, zero = one_layer(2)
-    seen, dots = torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.float64)
-    sums = RowSums(zero, zero + 5, seen, dots)
+    seen, gram = torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.float64)
+    sums = RowSums(gram, zero, zero + 5, seen)
     state = Sensitivity(zero.clone(), zero.clone(), 0.9)
 
     def step() -> Tensor:
-        return Triton().rate_and_correct_(
-            bucket, sums, effect, state, (2,), Options(), by_sensitivity=True
+        return Triton().rate_and_apply_(
+            bucket, sums, effect, state, (2,), RaGradRule(), by_sensitivity=True
         )[0]
 
     low, high = 0.5 * torch.tensor([-1.0, 1.0]).sigmoid()
@@ -177,32 +183,32 @@ def test_by_hand() -> None:
 def test_values_without_spread_and_values_that_nobody_knows_get_one_half() -> None:
     bucket, zero = one_layer(40)
     state = Sensitivity(zero.clone(), zero.clone(), 0.9)
-    dots = torch.zeros(40, 3, dtype=torch.float64)
+    gram = torch.zeros(40, 3, dtype=torch.float64)
     noise = torch.randn(2, 40, generator=cases.rng(1), dtype=torch.float64)
     alike = 7 + 1e-9 * noise  # below the rounding of float32
     for effect, observed in ((alike, True), (7 + noise, False), (zero * torch.nan, True)):
-        sums = RowSums(zero, zero, torch.full((2, 40), observed), dots)
-        r, _ = Triton().rate_and_correct_(
-            bucket, sums, effect, state, (40,), Options(), by_sensitivity=False
+        sums = RowSums(gram, zero, zero, torch.full((2, 40), observed))
+        r, _ = Triton().rate_and_apply_(
+            bucket, sums, effect, state, (40,), RaGradRule(), by_sensitivity=False
         )
         assert (r == 0.5).all()
 
 
 @SLOW
 def test_more_rows_and_more_units_than_a_tile_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_conclusion, "VALUES", 2)
+    few_values(monkeypatch, 2)
     bucket, zero = one_layer(300)
     g = cases.rng(2)
     effect, deviation, score = (
         torch.randn(2, 300, generator=g, dtype=torch.float64).exp() for _ in range(3)
     )
-    seen, dots = torch.rand(2, 300, generator=g) > 0.1, torch.zeros(300, 3, dtype=torch.float64)
+    seen, gram = torch.rand(2, 300, generator=g) > 0.1, torch.zeros(300, 3, dtype=torch.float64)
     results = []
     for backend in (Triton(), Reference()):
         state = Sensitivity(score.clone(), zero + 1, 0.9)
-        sums = RowSums(zero, deviation, seen, dots)
-        r, _ = backend.rate_and_correct_(
-            bucket, sums, effect, state, (300,), Options(), by_sensitivity=True
+        sums = RowSums(gram, zero, deviation, seen)
+        r, _ = backend.rate_and_apply_(
+            bucket, sums, effect, state, (300,), RaGradRule(), by_sensitivity=True
         )
         results.append((r, *state[:2]))
     (mine, *my_state), (true, *true_state) = results
@@ -213,53 +219,39 @@ def test_more_rows_and_more_units_than_a_tile_holds(monkeypatch: pytest.MonkeyPa
 def test_groups_that_are_not_made_of_whole_pairs_are_refused() -> None:
     for groups in ((40, 50), (1, 20, 20, 0, 7, 42), (1, 40), (1, 40, 0, 7, 43)):
         with pytest.raises(ValueError, match="not made of whole pairs"):
-            concluded(Triton(), buckets(), inputs(0), groups)
+            rated(Triton(), buckets(), inputs(0), groups)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resident", [3, pytest.param(7, marks=SLOW)])
-@pytest.mark.parametrize("two_launches", [False, pytest.param(True, marks=SLOW)])
 def test_the_same_bits_whatever_the_order_of_blocks(
-    resident: int, two_launches: bool, monkeypatch: pytest.MonkeyPatch
+    resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_launch, "device_of", lambda device: (Tuning(correct_blocks=1), 7))
-    queue = plan.queue  # every blend as early as may be, so that many a block must wait
-    monkeypatch.setattr(plan, "queue", lambda cuts, grid, *rest: queue(cuts, 0, *rest))
+    monkeypatch.setattr(triton_verb, "device_of", lambda device: (Tuning(correct_blocks=1), 7))
+    queue = queues.queue  # every APPLY as early as it may be, so that many blocks must wait
+    monkeypatch.setattr(queues, "queue", lambda cuts, grid, *rest: queue(cuts, 0, *rest))
     memory, given, groups = buckets(), inputs(5), GROUPS["some layers"]
-    backend = Triton(two_launches=two_launches)
-    first = concluded(backend, memory, given, groups)
+    first = rated(Triton(), memory, given, groups)
     for seed in range(4):
-        forget(bucket_for(given.grads, memory))
+        # What this leaves in memory is wrong for the call after it, should that use it too early.
+        other = rated(Triton(), memory, inputs(6), groups)
+        assert not torch.equal(other.mask, first.mask)
         schedule = Schedule(resident, seed)
         with interleaved(schedule):
-            again = concluded(backend, memory, given, groups)
+            again = rated(Triton(), memory, given, groups)
         assert same(first, again)
         assert len(schedule.blocks) > 1, "only one block took part"
 
 
-def forget(bucket: Bucket) -> None:
-    """What the last launch left: used before it is made anew, it shall not be right by chance."""
-    work = bucket.memory["triton Conclusion"]
-    work.conflicts.zero_()
-    work.scales.fill_(7)
-    for rating in work.ratings.values():
-        rating.moments.fill_(7)
-        rating.pooled.fill_(7)
-        for launch in rating.launches:
-            layers = len(launch.group.layers)
-            assert not launch.counters[:-layers].any(), "counters are not ready for the next launch"
-            launch.counters[-layers:] = 0
-
-
-@pytest.mark.parametrize("late", [plan.RATE, plan.RELY])
+@pytest.mark.parametrize("late", [queues.MOMENTS, queues.DECIDE])
 def test_a_queue_in_the_wrong_order_deadlocks(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is found out: the schedule would tell."""
-    right = plan.queue
+    """And the schedule finds it."""
+    right = queues.queue
 
     def wrong(*args: object) -> object:
         queue = right(*args)  # type: ignore[arg-type]
-        return queue[(queue[:, 0] % plan.KINDS == late).argsort(kind="stable")]
+        return queue[(queue[:, 0] % queues.KINDS == late).argsort(kind="stable")]
 
-    monkeypatch.setattr(plan, "queue", wrong)
+    monkeypatch.setattr(queues, "queue", wrong)
     with interleaved(Schedule(3, seed=0)), pytest.raises(Exception, match="wait for ever"):
-        concluded(Triton(), buckets(), inputs(0), (ROWS,))
+        rated(Triton(), buckets(), inputs(0), (ROWS,))

@@ -11,7 +11,8 @@ from itertools import product
 import pytest
 import torch
 
-from ragrad_ext import Reliability, backends, correct_
+from ragrad_ext import Reliability, correct_
+from ragrad_ext.backends import registry
 from ragrad_ext.backends.triton import plan
 from ragrad_ext.backends.triton.backend import Triton
 from ragrad_ext.backends.triton.tuning import TABLE, Tuning, tuning
@@ -51,7 +52,7 @@ class TestRefusals:
         assert chosen in ("native", "reference")
 
     def test_a_named_request_gets_the_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backends, "BACKENDS", (Triton(), *backends.BACKENDS[1:]))
+        monkeypatch.setattr(registry, "BACKENDS", (Triton(), *registry.BACKENDS[1:]))
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         rgb, ir = layers((3, 5))
         given = Reliability([torch.rand(3)], [torch.rand(3)])
@@ -100,8 +101,8 @@ class TestTuning:
 
     @pytest.mark.parametrize("one", [Tuning(), *TABLE.values()])
     def test_every_entry_can_be_used(self, one: Tuning) -> None:
-        """Tiles of whole vectors, in every shape and type, for a correction and an observation."""
-        for item_bytes, shape in product((2, 4), range(len(plan.ROWS))):
-            width = plan.tile_width(shape, item_bytes, one.limits)
+        """Tiles of whole vectors, of every height and type, for a correction and an observation."""
+        for item_bytes, height in product((2, 4), plan.HEIGHTS):
+            width = plan.tile_width(height, item_bytes, one.limits)
             assert width & (width - 1) == 0
             assert width // 2 >= 16 // item_bytes

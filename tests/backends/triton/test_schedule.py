@@ -13,38 +13,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragrad_ext.backends.triton import plan
+from ragrad_ext.backends.triton import plan, queues
 
-from ...lib.schedule import Launch, Protocol, Ticket, Violation, explore, run
+from ...lib.schedule import Kind, Launch, Protocol, Ticket, Violation, explore, run
 
-KINDS = {plan.REDUCE: "reduce", plan.SETTLE: "settle", plan.BLEND: "blend",
-         plan.REWRITE: "rewrite", plan.RATE: "rate", plan.RELY: "rely",
-         plan.RELIED: "relied"}  # fmt: skip
+KINDS: dict[int, Kind] = {
+    queues.GRAM: "gram",
+    queues.MOMENTS: "moments",
+    queues.DECIDE: "decide",
+    queues.APPLY: "apply",
+}
 # Layers as (units, tickets of the rewrite).
 SMALL = [[(1, 1)], [(2, 2)], [(3, 1)], [(2, 1), (1, 2)], [(1, 1), (1, 1), (1, 1)]]
 
 
 def layers(*sizes: tuple[int, int]) -> list[plan.Cut]:
     """Layers cut into so many units and tickets, whatever is in them."""
-    return [plan.Cut(0, 1, 1, 1, units, blends) for units, blends in sizes]
+    return [plan.Cut(2, 1, 1, 1, units, applies) for units, applies in sizes]
 
 
 def tickets(queue: np.ndarray, layers: int = 0) -> list[Ticket]:
     """As the model has them: groups of rows are counted after the ``layers``."""
-    found = [Ticket(KINDS[w % plan.KINDS], w // plan.KINDS, u) for w, u in queue.tolist()]
-    return [t._replace(layer=layers + t.layer) if t.kind == "rate" else t for t in found]
+    found = [Ticket(KINDS[w % queues.KINDS], w // queues.KINDS, u) for w, u in queue.tolist()]
+    return [t._replace(layer=layers + t.layer) if t.kind == "moments" else t for t in found]
 
 
-def launch(cuts: list[plan.Cut], grid: int, resident: int, given: bool = False) -> Launch:
-    queue = tickets(plan.queue(cuts, grid, given))
-    return Launch(queue, [c.units for c in cuts], grid, resident)
+def launch(cuts: list[plan.Cut], grid: int, resident: int) -> Launch:
+    return Launch(tickets(queues.queue(cuts, grid)), [c.units for c in cuts], grid, resident)
 
 
 def rated_launch(
-    cuts: list[plan.Cut], rated: plan.Rated, grid: int, resident: int, apart: int | None = None
+    cuts: list[plan.Cut], rated: queues.Rated, grid: int, resident: int, apart: int | None = None
 ) -> Launch:
-    """The queue has every BLEND about ``apart`` tickets later; default the grid, as in a step."""
-    queue = plan.queue(cuts, grid if apart is None else apart, True, rated)
+    """The queue has every APPLY about ``apart`` tickets later; default the grid, as in a step."""
+    queue = queues.queue(cuts, grid if apart is None else apart, rated)
     units = [c.units for c in cuts] + list(rated.units)
     return Launch(tickets(queue, len(cuts)), units, grid, resident, groups=len(rated.units))
 
@@ -55,28 +57,23 @@ def test_every_interleaving_of_a_small_launch(
     sizes: list[tuple[int, int]], grid: int, resident: int
 ) -> None:
     states = explore(launch(layers(*sizes), grid, resident))
-    tickets = sum(units + blends for units, blends in sizes)
+    tickets = sum(units + applies for units, applies in sizes)
     assert states > 2 * tickets
-
-
-@pytest.mark.parametrize("grid", [1, 2, 3])
-def test_every_interleaving_where_the_sums_are_given(grid: int) -> None:
-    explore(launch(layers((3, 2), (1, 1)), grid, grid, given=True))
 
 
 # Units of every group of rows, and the group of every layer; groups may be skipped pairs, or empty.
 RATED = [
-    plan.Rated([0], [1]),
-    plan.Rated([0, 0], [2]),
-    plan.Rated([0, 1], [1, 2]),
-    plan.Rated([2, 0], [1, 0, 1]),
+    queues.Rated([0], [1]),
+    queues.Rated([0, 0], [2]),
+    queues.Rated([0, 1], [1, 2]),
+    queues.Rated([2, 0], [1, 0, 1]),
 ]
 
 
 @pytest.mark.parametrize("rated", RATED, ids=str)
 @pytest.mark.parametrize(("grid", "resident"), [(1, 1), (2, 1), (2, 2), (3, 2), (3, 3)])
 def test_every_interleaving_of_a_launch_that_rates(
-    rated: plan.Rated, grid: int, resident: int
+    rated: queues.Rated, grid: int, resident: int
 ) -> None:
     cuts = layers((1, 1), (1, 1))[: len(rated.groups)]
     for apart in (0, grid):
@@ -85,30 +82,15 @@ def test_every_interleaving_of_a_launch_that_rates(
 
 def test_every_interleaving_of_a_launch_after_one_that_rated() -> None:
     cuts = layers((3, 2), (1, 1))
-    launch = rated_launch(cuts, plan.Rated([0, 1]), 3, 3)
-    assert {t.kind for t in launch.queue} == {"relied", "blend"}
+    launch = rated_launch(cuts, queues.Rated([0, 1]), 3, 3)
+    assert {t.kind for t in launch.queue} == {"decide", "apply"}
     explore(launch)
-
-
-@pytest.mark.parametrize("grid", [1, 2, 3])
-def test_every_interleaving_of_two_launches_that_rate(grid: int) -> None:
-    cuts, rated = layers((3, 2), (1, 1)), plan.Rated([0, 1], [2, 1])
-    first, second = (tickets(half, 2) for half in plan.halves(cuts, True, rated))
-    explore(Launch(first, [3, 1, 2, 1], grid, grid, groups=2))
-    explore(Launch(second, [3, 1], grid, grid))
-
-
-@pytest.mark.parametrize("grid", [1, 2, 3])
-@pytest.mark.parametrize("given", [False, True])
-def test_every_interleaving_of_two_launches(given: bool, grid: int) -> None:
-    cuts = layers((3, 2), (1, 1))
-    for half in plan.halves(cuts, given):
-        explore(Launch(tickets(half), [c.units for c in cuts], grid, grid))
 
 
 def test_every_interleaving_of_an_observation() -> None:
     cuts = layers((3, 0), (2, 0))
-    explore(Launch(tickets(plan.sums(cuts)), [c.units for c in cuts], 3, 3))
+    queue = [Ticket("gram", l, u) for l, u in queues.units(cuts).tolist()]
+    explore(Launch(queue, [c.units for c in cuts], 3, 3))
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -117,44 +99,40 @@ def test_random_interleavings_of_larger_launches(seed: int) -> None:
     sizes = [(int(u), int(b)) for u, b in draw.integers(1, 9, (draw.integers(2, 12), 2))]
     grid = int(draw.integers(1, 30))
     resident = int(draw.integers(1, grid + 1))
-    run(launch(layers(*sizes), grid, resident, given=seed % 4 == 3), seed)
+    run(launch(layers(*sizes), grid, resident), seed)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_interleavings_of_larger_launches_that_rate(seed: int) -> None:
     draw = np.random.default_rng(seed)
-    blends = draw.integers(1, 9, draw.integers(2, 12)).tolist()
+    applies = draw.integers(1, 9, draw.integers(2, 12)).tolist()
     units = draw.integers(1, 7, draw.integers(1, 6)).tolist()
-    rated = plan.Rated(draw.integers(0, len(units), len(blends)).tolist(), units)
+    rated = queues.Rated(draw.integers(0, len(units), len(applies)).tolist(), units)
     grid = int(draw.integers(1, 30))
     resident = int(draw.integers(1, grid + 1))
-    run(rated_launch(layers(*((1, b) for b in blends)), rated, grid, resident), seed)
+    run(rated_launch(layers(*((1, n) for n in applies)), rated, grid, resident), seed)
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 60)), min_size=1, max_size=30),
-       st.integers(1, 600), st.booleans())  # fmt: skip
+       st.integers(1, 600))  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_a_ticket_waits_for_lower_ones_alone_and_each_is_there_once(
-    sizes: list[tuple[int, int]], grid: int, given: bool
+    sizes: list[tuple[int, int]], grid: int
 ) -> None:
     cuts = layers(*sizes)
-    queue = plan.queue(cuts, grid, given)
-    assert len(queue) == len(np.unique(queue, axis=0))
-    first, second = plan.halves(cuts, given)
-    second = second - [plan.REWRITE - plan.BLEND, 0]  # the same work, but for the wait
-    both = np.concatenate([first, second])
-    assert sorted(map(tuple, queue.tolist())) == sorted(map(tuple, both.tolist()))
+    queue = queues.queue(cuts, grid)
+    assert len(queue) == len(np.unique(queue, axis=0)) == sum(map(sum, sizes))
     place = np.arange(len(queue))
-    layer, kind = queue[:, 0] // plan.KINDS, queue[:, 0] % plan.KINDS
-    settles = plan.SETTLE if given else plan.REDUCE
+    layer, kind = queue[:, 0] // queues.KINDS, queue[:, 0] % queues.KINDS
     for l, c in enumerate(cuts):
-        of_sums = place[(layer == l) & (kind == settles)]
-        of_blend = place[(layer == l) & (kind == plan.BLEND)]
-        assert (len(of_sums), len(of_blend)) == (1 if given else c.units, c.blends)
-        assert of_sums[-1] < of_blend[0]
+        of_gram = place[(layer == l) & (kind == queues.GRAM)]
+        of_apply = place[(layer == l) & (kind == queues.APPLY)]
+        assert queue[of_gram, 1].tolist() == list(range(c.units))
+        assert queue[of_apply, 1].tolist() == list(range(c.applies))
+        assert of_gram[-1] < of_apply[0]
         # a grid's worth of tickets in between: nobody waits unless the rest is rewriting only
-        rest = kind[of_blend[0] :]
-        assert of_blend[0] - of_sums[-1] > grid or (rest == plan.BLEND).all()
+        rest = kind[of_apply[0] :]
+        assert of_apply[0] - of_gram[-1] > grid or (rest == queues.APPLY).all()
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30),
@@ -162,35 +140,37 @@ def test_a_ticket_waits_for_lower_ones_alone_and_each_is_there_once(
        st.integers(1, 600), st.randoms())  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_a_queue_that_rates_begins_with_it(
-    blends: list[int], units: list[int], grid: int, draw: Random
+    applies: list[int], units: list[int], grid: int, draw: Random
 ) -> None:
-    cuts = layers(*((1, b) for b in blends))
+    cuts = layers(*((1, n) for n in applies))
     groups = [draw.randrange(len(units)) for _ in cuts]
-    rated = plan.Rated(groups, units)
-    queue = plan.queue(cuts, grid, True, rated)
+    queue = queues.queue(cuts, grid, queues.Rated(groups, units))
     n = sum(units)
-    what = [(plan.KINDS * g + plan.RATE, count) for g, count in enumerate(units)]
+    what = [(queues.KINDS * g + queues.MOMENTS, count) for g, count in enumerate(units)]
     assert queue[:n].tolist() == [[w, u] for w, count in what for u in range(count)]
-    # the rest is the queue of sums that are given, but for the wait
-    rest, plain = queue[n:], plan.queue(cuts, 0, True)
-    relies = rest[:, 0] % plan.KINDS == plan.RELY
-    assert rest[relies, 1].tolist() == groups
-    assert (rest[relies, 0] // plan.KINDS).tolist() == list(range(len(cuts)))
-    blend_tickets = sorted(map(tuple, rest[~relies].tolist()))
-    of_plain = plain[plain[:, 0] % plan.KINDS == plan.BLEND]
-    assert blend_tickets == sorted(map(tuple, of_plain.tolist()))
+    # the rest is the same as after a launch that has pooled the groups
+    rest = queue[n:]
+    assert np.array_equal(rest, queues.queue(cuts, grid, queues.Rated(groups)))
+    layer, kind = rest[:, 0] // queues.KINDS, rest[:, 0] % queues.KINDS
+    decides = kind == queues.DECIDE
+    assert set(kind) == {queues.DECIDE, queues.APPLY}
+    assert rest[decides, 1].tolist() == groups
+    assert layer[decides].tolist() == list(range(len(cuts)))
     place = np.arange(len(rest))
-    for l in range(len(cuts)):
-        of_blend = place[rest[:, 0] == plan.KINDS * l + plan.BLEND]
-        settled = place[relies][l]
-        tail = rest[of_blend[0] :, 0] % plan.KINDS
-        assert settled < of_blend[0]
-        assert of_blend[0] - settled > grid or (tail == plan.BLEND).all()
-    after = plan.queue(cuts, grid, True, plan.Rated(groups))
-    assert set(after[:, 0] % plan.KINDS) == {plan.RELIED, plan.BLEND}
-    first, second = plan.halves(cuts, True, rated)
-    assert len(first) + len(second) == len(queue)
-    assert (first[:n] == queue[:n]).all()
+    for l, c in enumerate(cuts):
+        of_apply = place[~decides & (layer == l)]
+        decided = place[decides][l]
+        assert rest[of_apply, 1].tolist() == list(range(c.applies))
+        assert decided < of_apply[0]
+        tail = kind[of_apply[0] :]
+        assert of_apply[0] - decided > grid or (tail == queues.APPLY).all()
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
+def test_units_are_all_there_once(counts: list[int]) -> None:
+    found = queues.units(layers(*((n, 1) for n in counts)))
+    assert found.dtype == np.int32
+    assert found.tolist() == [[l, u] for l, n in enumerate(counts) for u in range(n)]
 
 
 @given(st.integers(1, 5000), st.integers(1, 300_000), st.sampled_from([2, 4]),
@@ -202,25 +182,29 @@ def test_units_hold_every_element_once(
     c = plan.cut(channels, row_size, item_bytes, limits)
     assert (c.pieces - 1) * c.piece_size < row_size <= c.pieces * c.piece_size
     assert (c.units - 1) * c.unit_pieces < channels * c.pieces <= c.units * c.unit_pieces
-    assert 1 <= c.blends <= c.units
+    assert 1 <= c.applies <= c.units
+    assert c.unit_pieces % c.height == 0
     if c.pieces > 1:
         assert c.piece_size * item_bytes % 16 == 0
 
 
 MISTAKES = {
-    "a block takes every grid-th ticket": (Protocol(order="in turn"), "deadlock"),
-    "arrivals are not atomic": (Protocol(arrive="load, store"), "deadlock"),
+    "a block takes every grid-th ticket": (Protocol(tickets="every grid-th"), "deadlock"),
+    "arrivals are not atomic": (Protocol(arrive="not atomic"), "deadlock"),
     "the last to arrive does not acquire": (Protocol(arrive="release"), "without the sums"),
     "arriving does not release": (Protocol(arrive="acquire"), "without the sums"),
-    "one arrival too few": (Protocol(finishes=1), "without the sums"),
-    "one arrival too many": (Protocol(finishes=-1), "deadlock"),
-    "the flag does not release": (Protocol(publish="relaxed"), "before it is settled"),
-    "the flag comes first": (Protocol(publishes="before settling"), "before it is settled"),
-    "waiting does not acquire": (Protocol(wait="relaxed"), "before it is settled"),
-    "nobody waits": (Protocol(wait="no"), "before it is settled"),
-    "a layer does not wait for its group": (Protocol(rely="no"), "relies on a group"),
-    "relying does not acquire": (Protocol(rely="relaxed"), "relies on a group"),
-    "a layer waits for another group": (Protocol(rely="first group"), "relies on a group"),
+    "one arrival too few": (Protocol(decides=1), "without the sums"),
+    "one arrival too many": (Protocol(decides=-1), "deadlock"),
+    "the flag does not release": (Protocol(publish="relaxed"), "before it is decided"),
+    "the flag comes first": (Protocol(publishes="before deciding"), "before it is decided"),
+    "waiting does not acquire": (Protocol(wait="relaxed"), "before it is decided"),
+    "nobody waits": (Protocol(wait="none"), "before it is decided"),
+    "a layer does not wait for its group": (Protocol(wait_for_group="none"), "by a group"),
+    "waiting for a group does not acquire": (Protocol(wait_for_group="relaxed"), "by a group"),
+    "a layer waits for another group": (
+        Protocol(wait_for_group="of the first group"),
+        "by a group",
+    ),
     "a group is pooled too early": (Protocol(pools=1), "group is pooled without"),
     "a group is pooled too late": (Protocol(pools=-1), "deadlock"),
     "leaving does not release": (Protocol(leave="acquire"), "is reset while"),
@@ -240,7 +224,7 @@ def test_a_mistake_in_the_protocol_is_found(name: str) -> None:
         for resident in (1, 2, 3):
             right = launch(layers((2, 1), (1, 2)), 3, resident)
             explore(replace(right, protocol=protocol))
-            rated = rated_launch(layers((1, 1), (1, 1)), plan.Rated([0, 1], [1, 2]), 3, resident)
+            rated = rated_launch(layers((1, 1), (1, 1)), queues.Rated([0, 1], [1, 2]), 3, resident)
             explore(replace(rated, protocol=protocol))
 
     with pytest.raises(Violation, match=expected):
@@ -253,8 +237,8 @@ BOTH = {
     "arrivals are not atomic": "deadlock",
     "the last to arrive does not acquire": "group is pooled without",
     "arriving does not release": "group is pooled without",
-    "the flag does not release": "relies on a group",
-    "the flag comes first": "relies on a group",
+    "the flag does not release": "by a group that is not pooled",
+    "the flag comes first": "by a group that is not pooled",
     "leaving does not release": "is reset while",
     "the first to leave resets": "is reset while",
     "arrivals are not reset": "arrived is not 0",
@@ -266,7 +250,7 @@ BOTH = {
 def test_a_mistake_is_found_where_rows_are_rated(name: str) -> None:
     def explore_all() -> None:
         for resident in (1, 2, 3):
-            right = rated_launch(layers((1, 1)), plan.Rated([0], [2]), 3, resident)
+            right = rated_launch(layers((1, 1)), queues.Rated([0], [2]), 3, resident)
             explore(replace(right, protocol=MISTAKES[name][0]))
 
     with pytest.raises(Violation, match=BOTH[name]):
@@ -275,8 +259,8 @@ def test_a_mistake_is_found_where_rows_are_rated(name: str) -> None:
 
 @pytest.mark.parametrize("grid", [1, 2])
 def test_a_layer_queued_before_its_group_is_found(grid: int) -> None:
-    right = rated_launch(layers((1, 1), (1, 2)), plan.Rated([0, 1], [2, 1]), grid, grid)
-    late = sorted(right.queue, key=lambda t: t.kind == "rate")
+    right = rated_launch(layers((1, 1), (1, 2)), queues.Rated([0, 1], [2, 1]), grid, grid)
+    late = sorted(right.queue, key=lambda t: t.kind == "moments")
     with pytest.raises(Violation, match="deadlock"):
         explore(replace(right, queue=late))
 
@@ -284,7 +268,7 @@ def test_a_layer_queued_before_its_group_is_found(grid: int) -> None:
 @pytest.mark.parametrize("grid", [1, 2])
 def test_a_rewrite_queued_too_early_is_found(grid: int) -> None:
     right = launch(layers((2, 1), (1, 2)), grid, grid)
-    early = sorted(right.queue, key=lambda t: t.kind != "blend")
+    early = sorted(right.queue, key=lambda t: t.kind != "apply")
     with pytest.raises(Violation, match="deadlock"):
         explore(replace(right, queue=early))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import pickle
 import weakref
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragrad_ext import Reliability, Repa, backends, correct_
-from ragrad_ext.backends import History, Unavailable
-from ragrad_ext.backends.triton import launch as triton_launch
+from ragrad_ext import Reliability, Repa, correct_
+from ragrad_ext.backends import Unavailable, registry
+from ragrad_ext.backends.reference import Reference
+from ragrad_ext.backends.triton import verb as triton_verb
 from ragrad_ext.backends.triton.backend import Triton
-from ragrad_ext.rows.bucket import Buckets, Layout
-from ragrad_ext.rules.ragrad import Options
+from ragrad_ext.rows.bucket import Buckets
+from ragrad_ext.rows.layout import Layout
+from ragrad_ext.rows.sums import History
+from ragrad_ext.rules import RaGradRule
 
 from ...lib import cases
 from ...lib.parity import bits, bucket_of, clone
@@ -30,12 +34,12 @@ pytestmark = pytest.mark.interpreted
 class TestFromStepToStep:
     @pytest.fixture(autouse=True)
     def _launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ragrad_ext.backends.triton import correct as triton_correct
-        from ragrad_ext.backends.triton import rows as triton_rows
+        from ragrad_ext.backends.triton import decide_and_apply, point
 
-        self.correct, self.point = Counting(triton_correct.correct), Counting(triton_rows.point)
-        monkeypatch.setattr(triton_correct, "correct", self.correct)
-        monkeypatch.setattr(triton_rows, "point", self.point)
+        self.correct = Counting(decide_and_apply.decide_and_apply)
+        self.point = Counting(point.point)
+        monkeypatch.setattr(decide_and_apply, "decide_and_apply", self.correct)
+        monkeypatch.setattr(point, "point", self.point)
 
     def launches(self) -> tuple[int, int]:
         """Of the correction, and of the pointer table's kernel, since the last call."""
@@ -52,7 +56,7 @@ class TestFromStepToStep:
         def step(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
             for new, old in zip(a + b, rgb + ir, strict=True):
                 new.copy_(old)
-            record = Triton().correct_(buckets.bucket(a, b, CPU), r, Options())
+            record = Triton().decide_and_apply_(buckets.bucket(a, b, CPU), r, RaGradRule())
             return [*a, *b, *found(record)]
 
         first = clone(rgb), clone(ir)
@@ -77,8 +81,6 @@ class TestFromStepToStep:
         assert self.launches()[0] == 3
         compare(Triton(), rgb[::3], ir[::3])
         assert self.launches()[0] == 2
-        compare(Triton(two_launches=True), rgb[:1], ir[:1])
-        assert self.launches()[0] == 2
 
     def test_more_layers_than_addresses_in_a_batch(self) -> None:
         rgb, ir = layers(*[(2, 5)] * 40)
@@ -88,44 +90,94 @@ class TestFromStepToStep:
     def test_once_captured_the_pointers_are_written_at_every_step(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Replaying a graph writes its own addresses, behind the back of the host's record."""
+        """Replaying a graph writes its own addresses, which the host does not see."""
         rgb, ir = layers((4, 8))
         buckets = Buckets(Layout.of([4]), (0,))
 
-        def step() -> tuple[int, int]:
-            Triton().correct_(buckets.bucket(rgb, ir, CPU), torch.rand(2, 4), Options())
+        def step(captured: bool) -> tuple[int, int]:
+            monkeypatch.setattr(triton_verb, "is_capturing", lambda device: captured)
+            bucket = buckets.bucket(rgb, ir, CPU)
+            Triton().decide_and_apply_(bucket, torch.rand(2, 4), RaGradRule())
             return self.launches()
 
-        assert [step(), step()] == [(1, 1), (1, 0)]
-        work = buckets.bucket(rgb, ir, CPU).memory["triton Correction"]
-        work.captured = True
-        assert [step(), step()] == [(1, 0), (1, 0)]  # nothing was captured: the record is right
-        monkeypatch.setattr(triton_launch, "_capturing", lambda device: True)
-        assert [step(), step()] == [(1, 1), (1, 1)]
-        monkeypatch.setattr(triton_launch, "_capturing", lambda device: False)
-        assert [step(), step()] == [(1, 1), (1, 1)]
-        assert buckets.bucket(rgb, ir, CPU).memory["captured"] == [work]
+        assert [step(False), step(False)] == [(1, 1), (1, 0)]
+        assert [step(True), step(True)] == [(1, 1), (1, 1)]
+        assert [step(False), step(False)] == [(1, 1), (1, 1)]
+
+    def test_what_was_captured_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The graph comes back to its tables, whatever else is corrected in between."""
+        rgb, ir = layers((4, 8))
+        buckets = Buckets(Layout.of([4]), (0,))
+
+        def tables(captured: bool, shape: tuple[int, ...]) -> weakref.ref[Tensor]:
+            monkeypatch.setattr(triton_verb, "is_capturing", lambda device: captured)
+            a, b = ([x.reshape(shape) for x in side] for side in (rgb, ir))
+            bucket = buckets.bucket(a, b, CPU)
+            Triton().decide_and_apply_(bucket, torch.rand(2, 4), RaGradRule())
+            self.launches()
+            return weakref.ref(self.correct.arguments["geometry"])
+
+        kept, dropped = tables(True, (4, 8)), tables(False, (4, 2, 4))
+        tables(False, (4, 8, 1))
+        gc.collect()
+        assert kept() is not None
+        assert dropped() is None
+
+
+class TestOperandsOfAnObservation:
+    """Weights and history are recognised, and checked again wherever they may have changed."""
+
+    @staticmethod
+    def observed(buckets: Buckets, rgb: list[Tensor], theta: list[Tensor]) -> Tensor:
+        bucket = buckets.bucket(rgb, rgb[::-1], CPU)
+        return Triton().observe_(bucket, (theta, theta), None).g_theta[0]
+
+    def test_another_tensor_at_the_same_address_with_other_strides(self) -> None:
+        rgb, theta = [torch.rand(5, 5), torch.rand(5, 5)], [torch.rand(5, 5), torch.rand(5, 5)]
+        buckets = Buckets(Layout.of([5, 5]), (0, 0))
+        for t in (theta, theta, [x.T for x in theta], theta):
+            expected = torch.cat([(a * b).sum(1) for a, b in zip(rgb, t, strict=True)])
+            torch.testing.assert_close(self.observed(buckets, rgb, t), expected.double())
+
+    def test_the_same_tensor_with_other_memory_and_strides(self) -> None:
+        rgb, theta = [torch.rand(5, 5), torch.rand(5, 5)], [torch.rand(5, 5), torch.rand(5, 5)]
+        buckets = Buckets(Layout.of([5, 5]), (0, 0))
+        self.observed(buckets, rgb, theta)
+        values = [x.clone() for x in theta]
+        for x in theta:
+            x.data = x.T.contiguous().T  # equal values, another layout
+        assert all(torch.equal(a, b) for a, b in zip(values, theta, strict=True))
+        expected = torch.cat([(a * b).sum(1) for a, b in zip(rgb, values, strict=True)])
+        torch.testing.assert_close(self.observed(buckets, rgb, theta), expected.double())
+
+    def test_with_and_without_a_history(self) -> None:
+        rgb, theta = [torch.rand(5, 5), torch.rand(5, 5)], [torch.rand(5, 5), torch.rand(5, 5)]
+        buckets = Buckets(Layout.of([5, 5]), (0, 0))
+        mean = ([torch.zeros(5, 5), torch.zeros(5, 5)], [torch.zeros(5, 5), torch.zeros(5, 5)])
+        for history in (None, History(mean, torch.ones(2, 10, dtype=torch.float64)), None):
+            bucket = buckets.bucket(rgb, rgb[::-1], CPU)
+            sums = Triton().observe_(bucket, (theta, theta), history)
+            assert bool(sums.deviation.any()) == (history is not None)
+        assert torch.equal(mean[0][0], rgb[0])
 
 
 def test_a_skipped_pair_leaves_zeros() -> None:
     rgb, ir = layers((4, 8), (3, 5), (2, 6))
     sides = [rgb[0], None, rgb[2]], [ir[0], ir[1], ir[2]]
     bucket = Buckets(Layout.of([4, 3, 2]), (0,) * 3).bucket(*sides, CPU)
-    history = History(tuple([torch.zeros_like(x) for x in rgb] for _ in range(2)), torch.ones(2, 9))  # type: ignore[arg-type]
-    sums = Triton().observe_(bucket, (rgb, ir), history._replace(weight=history.weight.double()))
-    record = Triton().correct_(bucket, torch.rand(2, 9), Options("cosine"))
+    mean = [torch.zeros_like(x) for x in rgb], [torch.zeros_like(x) for x in ir]
+    history = History(mean, torch.ones(2, 9, dtype=torch.float64))
+    sums = Triton().observe_(bucket, (rgb, ir), history)
+    record = Triton().decide_and_apply_(bucket, torch.rand(2, 9), RaGradRule("cosine"))
     assert record.count() > 0
-    given = Triton().correct_(bucket, torch.rand(2, 9), Options("cosine"), sums.twin_dots)
-    records = found(record) + found(given)
-    for x in [*records, *sums.dot, *sums.deviation, *sums.observed, sums.twin_dots]:
-        assert x is not None
+    for x in [*found(record), *sums.g_theta, *sums.deviation, *sums.observed, sums.gram]:
         assert not x[4:7].any()
     assert sums.observed[:, [0, 8]].all()
 
 
 def test_no_pairs_at_all() -> None:
     bucket = Buckets(Layout.of([3]), (0,)).bucket([None], [None], CPU)
-    record = Triton().correct_(bucket, torch.rand(2, 3), Options())
+    record = Triton().decide_and_apply_(bucket, torch.rand(2, 3), RaGradRule())
     assert not record.mask.any()
     assert not Triton().observe_(bucket, ([None], [None]), None).observed.any()
 
@@ -133,7 +185,7 @@ def test_no_pairs_at_all() -> None:
 def test_autograd_sees_the_change() -> None:
     rgb, ir = layers((3, 5))
     before = rgb[0]._version
-    Triton().correct_(bucket_of(rgb, ir), torch.rand(2, 3), Options())
+    Triton().decide_and_apply_(bucket_of(rgb, ir), torch.rand(2, 3), RaGradRule())
     assert rgb[0]._version > before
 
 
@@ -141,10 +193,10 @@ def test_autograd_sees_the_change() -> None:
 def test_what_is_kept_is_neither_copied_nor_holds_gradients(copied: Any) -> None:
     rgb, ir = layers((3, 5))
     buckets = Buckets(Layout.of([3]), (0,))
-    Triton().correct_(buckets.bucket(rgb, ir, CPU), torch.rand(2, 3), Options())
+    Triton().decide_and_apply_(buckets.bucket(rgb, ir, CPU), torch.rand(2, 3), RaGradRule())
     bucket = copied(buckets).bucket(rgb, ir, CPU)
     assert bucket.memory == {}
-    assert Triton().correct_(bucket, torch.rand(2, 3), Options()).count() >= 0
+    assert Triton().decide_and_apply_(bucket, torch.rand(2, 3), RaGradRule()).count() >= 0
     alive = weakref.ref(rgb[0])
     del rgb, bucket
     gc.collect()
@@ -161,30 +213,46 @@ class TestKernelsThatDoNotCompile:
     """It is found out before anything is written; "auto" goes on, a named request does not."""
 
     @pytest.fixture(autouse=True)
-    def _broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ragrad_ext.backends.triton import correct as triton_correct
-
+    def _backends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.backend = Triton()
         self.backend.name = "preferred"  # by "auto" too, as "triton" is on a GPU
-        monkeypatch.setattr(backends, "BACKENDS", (self.backend, *backends.BACKENDS[1:]))
-        self.correct = triton_correct.correct
-        monkeypatch.setattr(triton_correct, "correct", Broken())
+        monkeypatch.setattr(registry, "BACKENDS", (self.backend, Reference()))
         self.rgb, self.ir = layers((16, 9), (5, 30))
         self.given = Reliability(*([torch.rand(len(x)) for x in self.rgb] for _ in range(2)))
 
+    @pytest.fixture
+    def _no_decide_and_apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ragrad_ext.backends.triton import decide_and_apply
+
+        monkeypatch.setattr(decide_and_apply, "decide_and_apply", Broken())
+
+    @pytest.fixture(params=["observe", "rate_and_apply", "point"])
+    def _one_verb_less(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = importlib.import_module(f"ragrad_ext.backends.triton.{request.param}")
+        monkeypatch.setattr(module, request.param, Broken())
+
+    def expected(self, *args: Any, **options: Any) -> list[Tensor]:
+        """The gradients as the other backend corrects them."""
+        sides = clone(self.rgb), clone(self.ir)
+        correct_(*sides, *args, backend="reference", **options)
+        return sides[0] + sides[1]
+
+    @pytest.mark.usefixtures("_no_decide_and_apply")
     def test_auto_goes_on_with_a_warning_once(self, recwarn: pytest.WarningsRecorder) -> None:
-        mine, true = [[clone(self.rgb), clone(self.ir)] for _ in range(2)]
+        mine = clone(self.rgb), clone(self.ir)
         with pytest.warns(UserWarning, match="triton.*do not compile here.*no such instruction"):
             record = correct_(*mine, self.given)
-        correct_(*true, self.given, backend=backends.select("auto", CPU).name)
         assert record.count() > 0
-        for a, b in zip(mine[0] + mine[1], true[0] + true[1], strict=True):
+        for a, b in zip(mine[0] + mine[1], self.expected(self.given), strict=True):
             assert torch.equal(a, b)
         recwarn.clear()
         correct_(*mine, self.given)
         assert not recwarn.list
         assert "no such instruction" in str(self.backend.unusable(CPU))
 
+    @pytest.mark.usefixtures("_no_decide_and_apply")
     def test_a_named_request_fails_and_changes_nothing(self) -> None:
         rgb, ir = clone(self.rgb), clone(self.ir)
         with pytest.raises(Unavailable, match="no such instruction"):
@@ -194,38 +262,44 @@ class TestKernelsThatDoNotCompile:
         for a, b in zip(rgb + ir, self.rgb + self.ir, strict=True):
             assert torch.equal(bits(a), bits(b))
 
-    def test_nothing_is_observed_that_is_not_corrected_then(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from ragrad_ext.backends.triton import (
-            conclude as triton_conclude,
-        )
-        from ragrad_ext.backends.triton import (
-            correct as triton_correct,
-        )
-
-        monkeypatch.setattr(triton_correct, "correct", self.correct)
-        monkeypatch.setattr(triton_conclude, "conclude", Broken())
+    @pytest.mark.usefixtures("_one_verb_less")
+    def test_a_step_is_taken_once_whichever_verb_fails(self) -> None:
+        """What one verb has done, another backend goes on with."""
         repas = [Repa(clone(self.ir), clone(self.rgb)) for _ in range(2)]
         for repa in repas:  # the first step alone could be observed twice and leave no trace
             correct_(clone(self.ir), clone(self.rgb), repa, backend="reference")
-        mine, true = [[clone(self.rgb), clone(self.ir)] for _ in range(2)]
+        mine = clone(self.rgb), clone(self.ir)
         with pytest.warns(UserWarning, match="going on"):
             correct_(*mine, repas[0])
-        correct_(*true, repas[1], backend=backends.select("auto", CPU).name)
+        true = self.expected(repas[1])
         states = [r.state_dict() for r in repas]
         for key in ("steps", "sensitivity", "mean"):
-            torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0)
-        for a, b in zip(mine[0] + mine[1], true[0] + true[1], strict=True):
-            assert torch.equal(a, b)
+            torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-12, atol=0)
+        for a, b in zip(mine[0] + mine[1], true, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
-    def test_compiled_code_goes_on_likewise(self) -> None:
-        geometry = [0, 1], [16, 5], [0, 0]
-        op = torch.ops.ragrad_ext.correct_
-        args = self.given.values, None, "dual", "blend", 1e-30, *geometry
-        with pytest.raises(Unavailable, match="no such instruction"):
-            op(clone(self.rgb), clone(self.ir), *args, "preferred")
-        self.backend._known[CPU] = None
+    def test_a_rule_of_both_sides_goes_on_where_apply_fails(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ragrad_ext.backends.triton import apply
+
+        monkeypatch.setattr(apply, "apply", Broken())
+        mine = clone(self.rgb), clone(self.ir)
         with pytest.warns(UserWarning, match="going on"):
-            mask = op(clone(self.rgb), clone(self.ir), *args, "auto")[2]
-        assert mask.any()
+            correct_(*mine, rule="pcgrad")
+        for a, b in zip(mine[0] + mine[1], self.expected(rule="pcgrad"), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+    @pytest.mark.usefixtures("_no_decide_and_apply")
+    @pytest.mark.parametrize("name", ["preferred", "auto"])
+    def test_compiled_code_does_likewise(self, name: str) -> None:
+        geometry = [0, 1], [16, 5], [0, 0]
+        operands = clone(self.rgb), clone(self.ir), self.given.values, "dual", "blend", 1e-30
+        operator = torch.ops.ragrad_ext.decide_and_apply_
+        if name == "preferred":
+            with pytest.raises(Unavailable, match="no such instruction"):
+                operator(*operands, *geometry, name)
+        else:
+            with pytest.warns(UserWarning, match="going on"):
+                mask = operator(*operands, *geometry, name)[2]
+            assert mask.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ragrad_ext import FirstOrder, Repa, correct_
-from ragrad_ext.backends.triton import conclusion as triton_conclusion
 from ragrad_ext.rows.conflicts import Conflicts
 
 from ...lib import cases
@@ -25,14 +25,16 @@ Side = list[Tensor | None]
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units small enough that there are several of every kind."""
-    monkeypatch.setattr(triton_conclusion, "VALUES", 16)
+    from ragrad_ext.backends.triton import rate_and_apply
+
+    monkeypatch.setattr(rate_and_apply, "VALUES", 16)
     tune(monkeypatch, SMALL)
 
 
 LAYERS: list[tuple[int, int, torch.dtype]] = [
     (12, 30, torch.float32),
     (9, 8, torch.bfloat16),
-    (7, 40, torch.float32),  # its channels lie innermost
+    (7, 40, torch.float32),  # its channels are innermost
     (10, 12, torch.float32),
     (5, 16, torch.float16),
 ]
@@ -50,18 +52,22 @@ def sides(seed: int) -> tuple[list[Tensor], list[Tensor]]:
     return rgb, ir
 
 
+# Which steps are out of the ordinary; the first and the last have every pair, all finite.
+SOME_PAIRS, NO_PAIR, STEPS = 1, 2, 4
+
+
 def gradients(step: int) -> tuple[Side, Side]:
-    """At first and at last, all; then pairs are skipped, and rows are not finite; then no pair."""
-    rgb, ir = sides(100 * (step + 1))
-    if step == 1:
-        rgb[0][4, 2], ir[2][1, 5] = torch.inf, torch.nan
-    out: tuple[Side, Side] = ([*rgb], [*ir])
-    for l in {1: [1, 3], NO_PAIR: range(len(LAYERS))}.get(step, ()):
-        out[l % 2][l] = None
-    return out
-
-
-STEPS, NO_PAIR = 4, 2
+    rgb: Side
+    ir: Side
+    rgb, ir = ([*side] for side in sides(100 * (step + 1)))
+    if step == SOME_PAIRS:
+        rgb[1] = ir[3] = None
+        for g, element, bad in ((rgb[0], (4, 2), torch.inf), (ir[2], (1, 5), torch.nan)):
+            assert g is not None
+            g[element] = bad
+    if step == NO_PAIR:
+        return [None] * len(rgb), ir
+    return rgb, ir
 
 
 def compare_steps(steps: int = STEPS, **options: Any) -> int:
@@ -111,7 +117,7 @@ def compare_states(mine: Repa, true: Repa) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scope", "reliability"),
+    ("scope", "factors"),
     [
         ("model", "both"),
         *[
@@ -122,8 +128,8 @@ def compare_states(mine: Repa, true: Repa) -> None:
         ],
     ],
 )
-def test_steps_agree(scope: str, reliability: str) -> None:
-    assert compare_steps(scope=scope, reliability=reliability) > 10
+def test_steps_agree(scope: str, factors: str) -> None:
+    assert compare_steps(scope=scope, factors=factors) > 10
 
 
 @SLOW
@@ -159,26 +165,9 @@ def test_autograd_sees_the_change() -> None:
 class TestLaunches:
     @pytest.fixture(autouse=True)
     def _launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ragrad_ext.backends.triton import (
-            conclude as triton_conclude,
-        )
-        from ragrad_ext.backends.triton import (
-            correct as triton_correct,
-        )
-        from ragrad_ext.backends.triton import (
-            observe as triton_observe,
-        )
-        from ragrad_ext.backends.triton import (
-            rows as triton_rows,
-        )
-
         self.kernels = {}
-        for module, name in (
-            (triton_observe, "observe"),
-            (triton_conclude, "conclude"),
-            (triton_correct, "correct"),
-            (triton_rows, "point"),
-        ):
+        for name in ("observe", "decide_and_apply", "rate_and_apply", "apply", "point"):
+            module = importlib.import_module(f"ragrad_ext.backends.triton.{name}")
             self.kernels[name] = Counting(getattr(module, name))
             monkeypatch.setattr(module, name, self.kernels[name])
 
@@ -189,15 +178,20 @@ class TestLaunches:
             kernel.grids.clear()
         return {name: n for name, n in counts.items() if n}
 
+    def test_another_rule_takes_two_as_well(self) -> None:
+        rgb, ir = cases.twins(8, 30)
+        correct_(rgb, ir, rule="pcgrad", backend="triton")
+        assert self.counted() == {"observe": 1, "apply": 1, "point": 2}
+
     @pytest.mark.parametrize("scope", ["model", "layer"])
     def test_a_step_is_two(self, scope: Any) -> None:
         pairs = [cases.twins(8, n, seed=n, agreement=-0.5) for n in (5, 9, 30)]
         rgb, ir = ([p[m][0] for p in pairs] for m in (0, 1))
         repa = Repa([x.clone() for x in ir], [x.clone() for x in rgb], scope=scope)
         correct_(rgb, ir, repa, backend="triton")
-        assert self.counted() == {"observe": 1, "conclude": 1, "point": 2}
+        assert self.counted() == {"observe": 1, "rate_and_apply": 1, "point": 2}
         correct_(rgb, ir, repa, backend="triton")
-        assert self.counted() == {"observe": 1, "conclude": 1}
+        assert self.counted() == {"observe": 1, "rate_and_apply": 1}
 
     def test_every_dtype_and_rows_that_are_no_runs_take_two_of_their_own(self) -> None:
         repa = Repa(*sides(0))
@@ -206,7 +200,7 @@ class TestLaunches:
             correct_(*grads, repa, backend="triton")
             launches = self.counted()
             launches.pop("point", None)
-            assert launches == {"observe": 4, "conclude": 4}
+            assert launches == {"observe": 4, "rate_and_apply": 4}
 
     def test_where_every_pair_is_skipped_there_is_none(self) -> None:
         repa = Repa(*sides(0))

@@ -86,7 +86,7 @@ def refreshed(estimator: Refreshed, model: Perceptron) -> Tensor:
     grads = tuple([w.grad for w in side] for side in model.weights)
     bucket = Bucket(layout, (0, 0), grads, torch.device("cpu"))  # type: ignore[arg-type]
     none = torch.zeros(2, layout.rows, dtype=torch.float64)
-    estimator.effect(bucket, RowSums(none, none, none.bool()))
+    estimator.effect(bucket, RowSums(none.new_zeros(layout.rows, 3), none, none, none.bool()))
     return estimator.held
 
 

@@ -3,7 +3,8 @@
 Races between blocks, between threads, and barriers that are missing are found by
 
     RAGRAD_HOST_FLAGS=-fsanitize=thread LD_PRELOAD=$(g++ -print-file-name=libtsan.so) \\
-        python -m pytest tests/backends/test_cuda_logic.py -k same_bits
+        python -m pytest tests/backends/test_cuda_logic.py tests/backends/test_cuda_apply.py \\
+        -k same_bits
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ragrad_ext.backends import History, Rows, RowSums
+from ragrad_ext import reference
+from ragrad_ext.backends import History, Rows, RowSums, Sensitivity
 from ragrad_ext.rows.bucket import Bucket
 from ragrad_ext.rows.conflicts import Conflicts
-from ragrad_ext.rules.ragrad import Options
+from ragrad_ext.rules import RaGradRule
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
@@ -88,14 +90,19 @@ class _Correction(ctypes.Structure):
         ("dual", ctypes.c_bool),
         ("blend", ctypes.c_bool),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("r", "dots", "cosine", "gap", "mask", "strength")),
+        *((name, ctypes.c_void_p) for name in ("r", "gram", "cosine", "gap", "mask", "strength")),
     )
 
 
 class _Observation(ctypes.Structure):
     _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("weight", "dots", "dot", "deviation", "observed")
+        (name, ctypes.c_void_p)
+        for name in ("step_size", "gram", "g_theta", "deviation", "observed")
     )
+
+
+class _Mixing(ctypes.Structure):
+    _fields_ = (("mix", ctypes.c_void_p),)
 
 
 class OnHost:
@@ -104,7 +111,6 @@ class OnHost:
     Args:
         blocks: how many run at a time.
         seed: of the order in which they run; an odd one lets them start late, too.
-        two_launches: correct by `correct_two_launches`.
         slow_double: add up as on a chip where double is slow.
     """
 
@@ -116,12 +122,11 @@ class OnHost:
         blocks: int = 3,
         seed: int = 0,
         sizes: Sizes | None = None,
-        two_launches: bool = False,
         slow_double: bool = False,
     ) -> None:
         self.library, self.blocks, self.seed = library, blocks, seed
         self.sizes = sizes or Sizes()
-        self.two_launches, self.slow_double = two_launches, slow_double
+        self.slow_double = slow_double
 
     def unusable(self, device: torch.device) -> str | None:
         return None
@@ -131,20 +136,31 @@ class OnHost:
     ) -> Run:
         return Run(self, bucket, weights, mean)
 
-    def correct_(
-        self,
-        bucket: Bucket,
-        reliability: Tensor,
-        options: Options,
-        twin_dots: Tensor | None = None,
-    ) -> Conflicts:
-        return self.open(bucket).correct(reliability, options, twin_dots)
-
     def observe_(
         self, bucket: Bucket, weights: tuple[Rows, Rows], history: History | None
     ) -> RowSums:
         run = self.open(bucket, weights, history.mean if history else None)
-        return run.observe(history.weight if history else None)
+        return run.observe(history.step_size if history else None)
+
+    def apply_(self, bucket: Bucket, mix: Tensor) -> None:
+        self.open(bucket).apply(mix)
+
+    def decide_and_apply_(self, bucket: Bucket, reliability: Tensor, rule: RaGradRule) -> Conflicts:
+        return self.open(bucket).decide_and_apply(reliability, rule)
+
+    def rate_and_apply_(
+        self,
+        bucket: Bucket,
+        sums: RowSums,
+        effect: Tensor | None,
+        sensitivity: Sensitivity,
+        groups: Sequence[int],
+        rule: RaGradRule,
+        *,
+        by_sensitivity: bool,
+    ) -> tuple[Tensor, Conflicts]:
+        r = reference.rate_(sums, effect, sensitivity, groups, by_sensitivity=by_sensitivity)
+        return r, self.open(bucket).decide_and_apply(r, rule, sums.gram)
 
 
 class Run:
@@ -170,43 +186,40 @@ class Run:
     def __del__(self) -> None:
         self.library.ragrad_close(self.handle)
 
-    def correct(
-        self, reliability: Tensor, options: Options, dots: Tensor | None = None, seed: int = 0
+    def observe(self, step_size: Tensor | None, seed: int = 0) -> RowSums:
+        rows = self.bucket.layout.rows
+        g_theta, deviation = torch.zeros(2, 2, rows, dtype=torch.float64)
+        observed = torch.zeros(2, rows, dtype=torch.bool)
+        gram = torch.zeros(rows, 3, dtype=torch.float64)
+        tensors = (step_size, gram, g_theta, deviation, observed)
+        args = _Observation(*[None if x is None else x.data_ptr() for x in tensors])
+        self._call(self.library.ragrad_observe, seed, ctypes.byref(args))
+        return RowSums(gram, g_theta, deviation, observed)
+
+    def apply(self, mix: Tensor, seed: int = 0) -> None:
+        mix = mix.contiguous()
+        self._call(self.library.ragrad_apply, seed, ctypes.byref(_Mixing(mix.data_ptr())))
+
+    def decide_and_apply(
+        self, reliability: Tensor, rule: RaGradRule, gram: Tensor | None = None, seed: int = 0
     ) -> Conflicts:
         rows = self.bucket.layout.rows
         cosine, gap, strength = torch.zeros(3, rows)
         mask = torch.zeros(rows, dtype=torch.bool)
-        tensors = (reliability.contiguous(), dots, cosine, gap, mask, strength)
+        reliability = reliability.contiguous()
+        tensors = (reliability, gram, cosine, gap, mask, strength)
         args = _Correction(
-            options.identify == "dual",
-            options.resolve == "blend",
-            options.eps,
+            rule.identify == "dual",
+            rule.resolve == "blend",
+            rule.eps,
             *[None if x is None else x.data_ptr() for x in tensors],
         )
-        self.launches = self.library.ragrad_correct(
-            self.handle,
-            self.backend.seed + seed,
-            ctypes.byref(args),
-            self.backend.two_launches,
-            self.backend.slow_double,
-        )
-        self._check()
+        correct = self.library.ragrad_decide_and_apply
+        self._call(correct, seed, ctypes.byref(args), self.backend.slow_double)
         return Conflicts(cosine, gap, mask, strength, self.bucket.layout)
 
-    def observe(self, weight: Tensor | None, seed: int = 0) -> RowSums:
-        rows = self.bucket.layout.rows
-        dot, deviation = torch.zeros(2, 2, rows, dtype=torch.float64)
-        observed = torch.zeros(2, rows, dtype=torch.bool)
-        dots = torch.zeros(rows, 3, dtype=torch.float64)
-        tensors = (weight, dots, dot, deviation, observed)
-        args = _Observation(*[None if x is None else x.data_ptr() for x in tensors])
-        self.launches = self.library.ragrad_observe(
-            self.handle, self.backend.seed + seed, ctypes.byref(args)
-        )
-        self._check()
-        return RowSums(dot, deviation, observed, dots)
-
-    def _check(self) -> None:
+    def _call(self, verb: Any, seed: int, *args: Any) -> None:
+        self.launches = verb(self.handle, self.backend.seed + seed, *args)
         assert self.library.ragrad_ready(self.handle), (
             "counters were left unfit for the next launch"
         )

@@ -1,4 +1,4 @@
-// The CUDA backend on host memory, for ctypes: see tests/backends/test_cuda_logic.py.
+// The CUDA backend on host memory, for ctypes: see tests/backends/test_cuda_*.py.
 #include <cstdio>
 #include <exception>
 
@@ -14,6 +14,14 @@ Tensors side(const dlpack::Tensor* tensors, int n) {
     if (tensors[l].data) out[l] = tensors[l];
   }
   return out;
+}
+
+template <class Call>
+int launches(unsigned seed, Call call) {
+  shim::seed = seed;
+  const int before = shim::launches;
+  call();
+  return shim::launches - before;
 }
 
 extern "C" {
@@ -53,22 +61,19 @@ Run* ragrad_open(const Case* c, const Sizes* sizes) try {
 
 void ragrad_close(Run* run) { delete run; }
 
-// Both return the number of launches. `seed` varies the order in which blocks run.
-int ragrad_correct(Run* run, unsigned seed, const Correction* args, int two_launches,
-                   int slow_double) {
-  shim::seed = seed;
-  shim::slow_double = slow_double;
-  const int before = shim::launches;
-  const auto correct = two_launches ? cuda::correct_two_launches : cuda::correct;
-  correct(run->table, *args, run->workspace.data(), nullptr);
-  return shim::launches - before;
+// These return the number of launches. `seed` varies the order in which blocks run.
+int ragrad_observe(Run* run, unsigned seed, const Observation* args) {
+  return launches(seed, [&] { cuda::observe(run->table, *args, run->workspace.data(), nullptr); });
 }
 
-int ragrad_observe(Run* run, unsigned seed, const Observation* args) {
-  shim::seed = seed;
-  const int before = shim::launches;
-  cuda::observe(run->table, *args, run->workspace.data(), nullptr);
-  return shim::launches - before;
+int ragrad_apply(Run* run, unsigned seed, const Mixing* args) {
+  return launches(seed, [&] { cuda::apply(run->table, *args, nullptr, nullptr); });
+}
+
+int ragrad_decide_and_apply(Run* run, unsigned seed, const Correction* args, int slow_double) {
+  shim::slow_double = slow_double;
+  return launches(
+      seed, [&] { cuda::decide_and_apply(run->table, *args, run->workspace.data(), nullptr); });
 }
 
 // Whether the counters are as a launch must find them, and the device as it was before.
