@@ -73,8 +73,8 @@ class Version(NamedTuple):
     constraints: tuple[str, ...] = ()
 
 
-# The interpreter of triton 3.6 cannot loop beside numpy 2.5.
-VERSIONS = (Version("2.10.0", ("numpy<2.5",)), Version("2.11.0", ("numpy<2.5",)), Version("2.15.0"))
+# The interpreter of triton 3.6 cannot loop beside numpy 2.4 or newer.
+VERSIONS = (Version("2.10.0", ("numpy<2.4",)), Version("2.11.0", ("numpy<2.4",)), Version("2.15.0"))
 
 
 class Failed(Exception):
