@@ -31,7 +31,7 @@ from ragrad_ext.backends import BACKENDS
 
 from . import agreement, record, shapes
 from .peers import PEERS
-from .timing import Contender, Samples, Yardstick, host_seconds, in_turn, kernel_seconds
+from .timing import Baseline, Contender, Samples, host_seconds, in_turn, kernel_seconds
 from .twins import Twins
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -107,7 +107,7 @@ def floor_bytes(kind: str, weights: int, rewritten: int, size: int) -> int:
 
 
 def measure(
-    case: Case, device: torch.device, yardstick: Yardstick, most: int, budget: float
+    case: Case, device: torch.device, baseline: Baseline, most: int, budget: float
 ) -> Iterator[dict[str, Any]]:
     """Check, then time, every contestant of one case: one row each."""
     layers = shapes.SHAPES[case.shape]()
@@ -125,7 +125,7 @@ def measure(
         rehearsals = {}
     size = twins.rgb[0].element_size()
     floor = floor_bytes(case.kind, twins.weights, twins.rewritten, size)
-    times = in_turn(rivals, rehearsals, yardstick, device, most, budget)
+    times = in_turn(rivals, rehearsals, baseline, device, most, budget)
     for name, samples in times.items():
         yield {
             "backend": name,
@@ -213,10 +213,10 @@ def main() -> None:
     device = torch.device(args.device)
     path = args.json or Path(f"benchmarks/results/kernels_{device.type}.json")
     most, budget = (3, 0.0) if args.quick else (21, 1.5)
-    yardstick = Yardstick(device)
+    baseline = Baseline(device)
     rows: list[dict[str, Any]] = []
     for case in cases(args.shapes, args.quick):
-        for row in measure(case, device, yardstick, most, budget):
+        for row in measure(case, device, baseline, most, budget):
             rows.append(row)
             add_slopes(rows)
             print(line(row), flush=True)

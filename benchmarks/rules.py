@@ -25,7 +25,7 @@ from ragrad_ext.backends import BACKENDS
 from ragrad_ext.rules import RaGradRule, Rule
 
 from . import record, shapes
-from .timing import Contender, Yardstick, in_turn
+from .timing import Baseline, Contender, in_turn
 from .twins import Twins
 
 SHAPES = ("resnet50", "cspdarknet_l", "convnext_l", "vit_l")
@@ -98,7 +98,7 @@ def changed_elements(twins: Twins, rule: str) -> int:
 
 
 def measure(
-    shape: str, dtype: torch.dtype, device: torch.device, yardstick: Yardstick, most: int
+    shape: str, dtype: torch.dtype, device: torch.device, baseline: Baseline, most: int
 ) -> Iterator[dict[str, Any]]:
     """One row per rule and contender of a shape."""
     twins = Twins(shapes.SHAPES[shape](), CONFLICTS, dtype, device)
@@ -106,7 +106,7 @@ def measure(
     for rule in RULES:
         floor = 2 * twins.weights * size + changed_elements(twins, rule) * size
         rivals = contenders(twins, rule)
-        for name, samples in in_turn(rivals, {}, yardstick, device, most, budget=6.0).items():
+        for name, samples in in_turn(rivals, {}, baseline, device, most, budget=6.0).items():
             yield {
                 "shape": shape,
                 "dtype": str(dtype).removeprefix("torch."),
@@ -133,11 +133,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    yardstick = Yardstick(device)
+    baseline = Baseline(device)
     rows: list[dict[str, Any]] = []
     for shape in args.shapes:
         for dtype in args.dtypes:
-            for row in measure(shape, getattr(torch, dtype), device, yardstick, args.most):
+            for row in measure(shape, getattr(torch, dtype), device, baseline, args.most):
                 rows.append(row)
                 print(line(row), flush=True)
             record.write(args.json, "benchmarks.rules", rows)

@@ -46,7 +46,7 @@ class Samples:
         return max(median(x) for x in self.readers.values())
 
 
-class Yardstick:
+class Baseline:
     """What the device's memory gives to plain operators, over buffers far larger than any cache.
 
     On a CPU the best of several readers, on the thread count of the process; on a GPU a copy, bytes
@@ -88,14 +88,14 @@ def durations(works: Sequence[Work], device: torch.device) -> list[float]:
 def in_turn(
     contenders: Mapping[str, Contender],
     rehearsals: Mapping[str, Work],
-    yardstick: Yardstick,
+    baseline: Baseline,
     device: torch.device,
     most: int,
     budget: float,
 ) -> dict[str, Samples]:
     """Time all in turn, each ``most`` times or for about ``budget`` seconds, but 3 times.
 
-    Outside its time, each call is preceded by ``restore_``, by the yardstick's readers, which also
+    Outside its time, each call is preceded by ``restore_``, by the baseline's readers, which also
     evict the rows just restored, and by its rehearsal, if there is one: the same code on next to
     no data. The readers evict code too, which is what a call on few weights would then wait for.
     (On a GPU the readers still run while the host works on what comes next.)
@@ -105,7 +105,7 @@ def in_turn(
         contender.work()
         rehearsals.get(name, _nothing)()
     samples = {name: Samples() for name in contenders}
-    readers = yardstick.readers
+    readers = baseline.readers
     for turn in range(most):
         for name, contender in contenders.items():
             mine = samples[name]

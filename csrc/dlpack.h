@@ -1,4 +1,4 @@
-// The part of the DLPack C ABI (version 1) that is read here: where a tensor lies, and how.
+// The part of the DLPack C ABI (version 1) that is read here: where a tensor is, and how.
 //
 // Every torch.Tensor type offers it as `__dlpack_c_exchange_api__`, a table of C functions. This is
 // how the module sees tensors without a single torch header, in about 40 ns each.

@@ -120,7 +120,7 @@ constexpr float largest<f16>() {
   return 65504.0f;
 }
 
-// What lies beyond the range of T saturates: a correction makes no inf of finite gradients.
+// What is beyond the range of T saturates: a correction makes no inf of finite gradients.
 template <class T>
 inline Floats saturate(Doubles x) {
   const Floats top = Floats{} + largest<T>();
@@ -128,7 +128,7 @@ inline Floats saturate(Doubles x) {
 }
 
 // Streams are more than the hardware prefetches well across the ends of pages, hence by hand. A
-// prefetch never faults, and behind the end of a row lies the next.
+// prefetch never faults, and after the end of a row comes the next.
 constexpr uintptr_t kAhead = 4096;
 
 template <bool kWrites, class T>

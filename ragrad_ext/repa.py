@@ -35,7 +35,7 @@ class Do(Protocol):
 
 
 class Repa:
-    """The statistics behind reliability, carried from step to step.
+    """The statistics that reliability is made of, carried from step to step.
 
     Passed to `correct_`, one call per optimizer step observes the gradients (Eq. 2-5) and
     corrects them by the reliability just measured.
@@ -268,7 +268,7 @@ def _check_options(
     alpha: float, factors: str, scope: str, history: str, history_dtype: torch.dtype
 ) -> None:
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha={alpha!r}; the decay of Eq. 4 lies in [0, 1)")
+        raise ValueError(f"alpha={alpha!r}; the decay of Eq. 4 must be in [0, 1)")
     for name, value, choices in (
         ("factors", factors, get_args(Factors)),
         ("scope", scope, get_args(Scope)),

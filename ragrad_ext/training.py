@@ -1,4 +1,4 @@
-"""`RaGrad`: the training object. Twins, statistics and correction behind two calls, or one."""
+"""`RaGrad`: the training object. twins, statistics and correction in two calls, or one."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class RaGrad:
 
         Args:
             loss: the scalar loss of this micro-batch, not scaled by a GradScaler.
-            closure: computes the same loss anew, for estimators that move or remove weights
+            closure: computes the same loss again, for estimators that move or remove weights
                 (`FiniteDifference`, `Removal`, ...); `GaussNewtonBartlett` wants another.
             scaler: if given, ``scaler.scale(loss)`` is what is differentiated.
             kwargs: passed to ``Tensor.backward``.
@@ -179,8 +179,9 @@ class RaGrad:
             self._watch = None
             if self._needs_trace():
                 warnings.warn(
-                    "no module call was seen to trace for Gate; all rows keep -g.theta, which is "
-                    "noise behind a BatchNorm. ragrad.backward(loss) traces any kind of model",
+                    "Gate could not trace the model: no module ran between attach() and this step. "
+                    "It falls back to -g.theta, which is meaningless before a BatchNorm. Call "
+                    "ragrad.backward(loss) in place of loss.backward()",
                     stacklevel=2,
                 )
         if getattr(optimizer, "grad_scale", None) is not None:

@@ -316,7 +316,7 @@ def other_device(rgb: list, ir: list) -> None:
         (other_channels, ValueError, "stats describe 7 channels for pair 2.*have 6"),
         (not_a_tensor, TypeError, r"grads_rgb\[2\] is ndarray"),
         (scalar, ValueError, r"grads_rgb\[2\] is a single number"),
-        (other_device, ValueError, r"grads_ir\[2\] lies on meta, expected cpu"),
+        (other_device, ValueError, r"grads_ir\[2\] is on meta, expected cpu"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("measured", [False, True])

@@ -304,7 +304,7 @@ def test_a_state_of_other_weights_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"alpha": 1.0}, r"alpha=1.0; the decay of Eq. 4 lies in \[0, 1\)"),
+        ({"alpha": 1.0}, r"alpha=1.0; the decay of Eq. 4 must be in \[0, 1\)"),
         ({"alpha": math.nan}, "alpha=nan"),
         ({"factors": "all"}, "factors='all' is unknown; choose one of"),
         ({"scope": "row"}, "scope='row' is unknown"),

@@ -42,7 +42,7 @@ _LIBRARY.define(
 
 
 class Traced:
-    """Any backend behind operators, for code that is being compiled.
+    """Any backend as operators, for code that is being compiled.
 
     Args:
         name: as in `select`, which is asked whenever the compiled code runs.

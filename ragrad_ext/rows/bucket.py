@@ -25,7 +25,7 @@ class Bucket:
             place from step to step.
         channel_axes: the output channel axis of each pair.
         grads: modality first, the caller's own tensors.
-        device: where all of them lie.
+        device: where all of them are.
         table: the compiled row table over these gradients; None where there is none.
         geometry: a number that changes with anything but the addresses of the gradients; None
             where that is not known.
@@ -48,8 +48,8 @@ class Bucket:
 
     def absent(self) -> list[slice]:
         """The flat rows of every pair that is skipped."""
-        slices = self.layout.slices()
-        return [rows for l, rows in enumerate(slices) if self.twins(l) is None]
+        pairs = zip(self.layout.slices(), *self.grads, strict=True)
+        return [rows for rows, a, b in pairs if a is None or b is None or a.numel() == 0]
 
     def note_changes(self) -> None:
         """Tell autograd that gradients were written in place, as PyTorch's own operators do."""
@@ -113,7 +113,10 @@ class Buckets:
 def _recognises(table: Any, grads: tuple[Grads, Grads]) -> bool:
     try:
         return bool(table.take(*grads))
-    except (TypeError, RuntimeError):  # no tensors, or none that own memory: the checks say it best
+    except (
+        TypeError,
+        RuntimeError,
+    ):  # not readable by the table: check_gradients raises the precise error
         return False
 
 
@@ -129,7 +132,7 @@ def check_gradients(
             check_gradient(g, f"{name}[{l}]")
             if g.device != device:
                 raise ValueError(
-                    f"{name}[{l}] lies on {g.device}, expected {device} like the rest of this "
+                    f"{name}[{l}] is on {g.device}, expected {device} like the rest of this "
                     "call; all gradients and the stats must share one device"
                 )
         _check_twins(g_rgb, g_ir, l)

@@ -37,7 +37,7 @@ class Reliability:
                 )
         devices = {r.device for r in (*rgb, *ir)}
         if len(devices) > 1:
-            raise ValueError(f"Reliability lies on several devices, {devices}; move it to one")
+            raise ValueError(f"Reliability is on several devices, {devices}; move it to one")
         self.layout = Layout.of([len(r) for r in rgb])
         self.values = torch.zeros(2, self.layout.rows, device=devices.pop() if devices else None)
         for m, parts in enumerate((rgb, ir)):

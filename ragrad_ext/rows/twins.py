@@ -63,7 +63,7 @@ class Twins:
 
     @property
     def device(self) -> torch.device:
-        """Where the first weight lies now; a model may move after it was paired."""
+        """Where the first weight is now; a model may move after it was paired."""
         return self.weights[0][0].device if self.weights[0] else torch.device("cpu")
 
     def first(self, m: int, l: int) -> Tensor:

@@ -278,7 +278,7 @@ class TestFromStepToStep:
     def test_what_has_no_memory_is_refused(self) -> None:
         (rgb,), (ir,) = cases.twins(3, 5)
         self.step(rgb, ir, "native")
-        with pytest.raises(ValueError, match="lies on meta"):
+        with pytest.raises(ValueError, match="is on meta"):
             self.step(rgb.to("meta"), ir.to("meta"), "native")
 
     def test_autograd_sees_the_change(self) -> None:

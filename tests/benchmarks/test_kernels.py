@@ -160,10 +160,10 @@ def test_contestants_take_turns_after_restoring() -> None:
     def note(what: str) -> timing.Work:
         return lambda: seen.append(what)
 
-    yardstick = timing.Yardstick.__new__(timing.Yardstick)
-    yardstick.readers = {"slow": (1, note("read")), "fast": (10**9, note("read"))}
+    baseline = timing.Baseline.__new__(timing.Baseline)
+    baseline.readers = {"slow": (1, note("read")), "fast": (10**9, note("read"))}
     rivals = {n: timing.Contender(note(n), note(f"restore {n}")) for n in "ab"}
-    samples = timing.in_turn(rivals, {"a": note("rehearse a")}, yardstick, CPU, 2, budget=1.0)
+    samples = timing.in_turn(rivals, {"a": note("rehearse a")}, baseline, CPU, 2, budget=1.0)
     turn = ["restore a", "read", "read", "rehearse a", "a", "restore b", "read", "read", "b"]
     assert seen[-2 * len(turn) :] == 2 * turn
     assert [len(s.seconds) for s in samples.values()] == [2, 2]

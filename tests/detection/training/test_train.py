@@ -1,4 +1,4 @@
-"""Whole runs, tiny: what they leave behind, and that a stopped one continues bit for bit."""
+"""Whole runs, tiny: what they leave, and that a stopped one continues bit for bit."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_a_forward_that_was_never_seen_is_reported() -> None:
         ragrad.correct_()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     RaGrad(model.rgb, model.ir).attach(optimizer)
-    with pytest.warns(UserWarning, match="no module call was seen to trace for Gate"):
+    with pytest.warns(UserWarning, match="Gate could not trace the model"):
         optimizer.step()
 
 
