@@ -21,6 +21,7 @@ from . import (
     effectiveness_tables,
     kernel_tables,
     plots,
+    rule_tables,
     training_tables,
     version_tables,
 )
@@ -98,6 +99,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels-growth": lambda: kernel_tables.growth(rows("kernels_cpu"), "native"),
     "versions": lambda: version_tables.sentence(rows("versions")),
     "versions-tests": lambda: version_tables.tests(rows("versions")),
+    "rules": lambda: rule_tables.rules(rows("rules_cpu")),
+    "versus": lambda: rule_tables.versus(rows("versus_cpu")),
     "kernels-host": lambda: kernel_tables.host(rows("kernels_cpu_host")),
 }
 # One command each, so that they can run side by side.

@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=shapes.SHAPES, default=[*shapes.SHAPES])
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/versus.json"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/versus_cpu.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     workers = [Worker(at.resolve(), args.backend, args.threads) for at in (args.earlier, HERE)]
