@@ -65,7 +65,7 @@ sanitize() {
 
 # What the hardware says of one correction and one step of each contestant.
 profile() {
-  ncu --kernel-name "regex:correct|observe|conclude" --launch-count 12 --section SpeedOfLight --section Occupancy \
+  ncu --kernel-name "regex:apply|observe" --launch-count 12 --section SpeedOfLight --section Occupancy \
     --section MemoryWorkloadAnalysis --section WarpStateStats \
     "$python" -m benchmarks.kernels --device cuda --quick --shapes "$1" --json "$2"
 }
@@ -75,7 +75,7 @@ export -f versions build sanitize profile
 step versions 30 bash -c versions
 step build 150 bash -c build
 # Most of this time Triton compiles, for every dtype; later steps find that in its cache.
-step tests 210 "$python" -m pytest tests/backends/test_gpu.py -o addopts="-ra --strict-markers" \
+step tests 210 "$python" -m pytest tests/backends/test_gpu.py tests/backends/test_gpu_steps.py -o addopts="-ra --strict-markers" \
   --durations=10
 step agree 60 "$python" -m benchmarks.gpu_small
 step memcheck 60 bash -c 'sanitize memcheck'

@@ -113,13 +113,13 @@ def bucket_of(twins: Twins) -> Bucket:
 
 
 def rendered(source: str, table: dict[tuple[int, int], Tuning]) -> str:
-    """The source of `triton_tuning` with this table in place of its own."""
+    """The source of `triton/tuning.py` with this table in place of its own."""
     lines = [f"    {capability}: {_call(tuned)},\n" for capability, tuned in sorted(table.items())]
     text = "{\n" + "".join(lines) + "}\n" if lines else "{}\n"
     pattern = re.compile(r"^(TABLE: .* = )\{(?:\}|\n.*?^\})\n", re.DOTALL | re.MULTILINE)
     new, found = pattern.subn(lambda m: m[1] + text, source)
     if found != 1:
-        raise ValueError("triton_tuning.py has no TABLE that could be replaced")
+        raise ValueError("triton/tuning.py has no TABLE that could be replaced")
     return new
 
 
@@ -136,7 +136,7 @@ def _call(value: Any, indent: str = " " * 8) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="default benchmarks/results/tuning_sm_NN.json")
-    parser.add_argument("--write", action="store_true", help="put the entry into triton_tuning.py")
+    parser.add_argument("--write", action="store_true", help="put the entry into triton/tuning.py")
     args = parser.parse_args()
     device = torch.device("cuda", torch.cuda.current_device())
     if reason := Triton().unusable(device):
