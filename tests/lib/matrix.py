@@ -39,6 +39,7 @@ PACKAGES = (  # that the wheel and its tests need
 )
 CORE = (
     "tests/pairs",
+    "tests/rows",
     "tests/rules",
     "tests/estimators",
     "tests/test_audit.py",
