@@ -32,6 +32,7 @@ PLOT = ROOT / "docs" / "kernels.svg"
 FRONTIER = ROOT / "docs" / "effectiveness.svg"
 PAGES = (
     "README.md",
+    "CONTRIBUTING.md",
     "docs/costs.md",
     "docs/effectiveness.md",
     "docs/findings.md",

@@ -40,7 +40,8 @@ class Plan {
   // How far a layer has come in this call.
   struct Progress {
     std::atomic<int64_t> left;  // units that have not been observed yet
-    std::atomic<bool> decided;  // the matrices of its rows are there
+    std::atomic<bool> decided;  // whether any row changes is known, and the matrices if so
+    bool changes;
   };
 
   struct Correcting;

@@ -51,6 +51,7 @@ struct Plan::Correcting {
     Progress& progress = plan.progress_[size_t(unit.layer)];
     if (unit.applies) {
       while (!progress.decided.load(std::memory_order_acquire)) std::this_thread::yield();
+      if (!progress.changes) return;
       for (int64_t i = unit.begin; i < unit.end; ++i) {
         mix_row(kernels, layer, i, unit.first, unit.last, mix(layer.first_row + i));
       }
@@ -59,7 +60,7 @@ struct Plan::Correcting {
     observe(unit, layer);
     if (progress.left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       join(layer, plan.slot_of_layer_[size_t(unit.layer)]);
-      decide(layer);
+      progress.changes = decide(layer);
       progress.decided.store(true, std::memory_order_release);
     }
   }
@@ -120,8 +121,9 @@ struct Plan::Correcting {
     args.gap[row] = float(gap(row));
   }
 
-  // Eq. 6 for one layer, and the matrices of its rows, once all of them are summed.
-  void decide(const Layer& layer) {
+  // Eq. 6 for one layer once all its rows are summed, and the matrices of its rows. Whether any row
+  // changes; if none does, there are no matrices.
+  bool decide(const Layer& layer) {
     const int64_t begin = layer.first_row, end = begin + layer.channels;
     bool finite = true;
     int64_t negatives = 0;
@@ -135,20 +137,22 @@ struct Plan::Correcting {
     }
     const double mean_cosine = cosines / double(negatives);  // nan without any: none is below
     const double mean_gap = gaps / double(layer.channels);
+    bool conflicts = false;
     for (int64_t row = begin; row < end; ++row) {
       const double cosine = args.cosine[row];
       const bool conflict = args.rule.dual ? cosine < mean_cosine && gap(row) > mean_gap  // Eq. 6
                                            : cosine < 0;
       args.mask[row] = finite && conflict;
-      const double lambda = args.mask[row] ? strength(row) : 0;
-      args.strength[row] = float(lambda);
-      decide_row(row, lambda);
+      args.strength[row] = args.mask[row] ? float(strength(row)) : 0.0f;
+      conflicts = conflicts || args.mask[row];
       if (!finite) args.cosine[row] = std::numeric_limits<float>::quiet_NaN();
     }
+    for (int64_t row = begin; conflicts && row < end; ++row) decide_row(row);
+    return conflicts;
   }
 
   // M of one row: the identity, but for the weak row of a conflict.
-  void decide_row(int64_t row, double lambda) {
+  void decide_row(int64_t row) {
     double* m = mix(row);
     m[0] = m[3] = 1;
     m[1] = m[2] = 0;
@@ -156,6 +160,7 @@ struct Plan::Correcting {
     const int strong = reliability(0, row) >= reliability(1, row) ? 0 : 1;  // Eq. 7
     const int weak = 1 - strong;
     const double* g = gram + kGram * row;
+    const double lambda = strength(row);
     const double p = 1 - lambda;
     m[2 * weak + weak] = p;
     m[2 * weak + strong] = lambda - p * g[2] / (g[strong] + args.rule.eps);  // Eq. 8, 9

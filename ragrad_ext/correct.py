@@ -69,7 +69,7 @@ def correct_(
 
 def check_stats(stats: Reliability | Repa | None, rule: Rule) -> None:
     """Refuse statistics that do not give a rule what it reads."""
-    if not isinstance(stats, Reliability | Repa | None):
+    if stats is not None and not isinstance(stats, (Reliability, Repa)):
         raise TypeError(f"stats is {type(stats).__name__}; pass a Reliability or a Repa")
     nothing = stats is None or (isinstance(stats, Repa) and stats.factors == "none")
     if nothing and isinstance(rule, RaGradRule):
@@ -124,7 +124,7 @@ def _buckets(
         layout = Layout.of([_channels(*pair) for pair in zip(grads_rgb, grads_ir, strict=False)])
     else:
         layout = stats.layout
-    return buckets_of(layout, (0,) * len(layout.channels))
+    return buckets_of(layout)
 
 
 def _channels(g_rgb: Tensor | None, g_ir: Tensor | None) -> int:

@@ -50,19 +50,25 @@ def select(name: str, device: torch.device) -> Backend:
         choices = ", ".join(f'"{n}"' for n in known)
         raise ValueError(f'backend "{name}" is unknown; choose "auto" or one of {choices}')
     wanted = _preferred(device) if name == "auto" else (known[name],)
-    reasons = {b.name: b.unusable(device) for b in wanted}
-    why = "; ".join(f'"{n}": {reason}' for n, reason in reasons.items() if reason is not None)
+    reasons: dict[str, str] = {}
     for backend in wanted:
-        if reasons[backend.name] is None:
+        reason = backend.unusable(device)
+        if reason is None:
             if name == "auto" and backend.name == "reference":
                 _warn_once(
-                    f'the slow reference serves {device}: {why}. backend="reference" asks for it '
-                    "without this warning"
+                    f"the slow reference serves {device}: {_told(reasons)}. "
+                    'backend="reference" asks for it without this warning'
                 )
             return backend
+        reasons[backend.name] = reason
     raise RuntimeError(
-        f"no usable backend on {device}: {why}. `python -m ragrad_ext doctor` shows what works here"
+        f"no usable backend on {device}: {_told(reasons)}. "
+        "`python -m ragrad_ext doctor` shows what works here"
     )
+
+
+def _told(reasons: dict[str, str]) -> str:
+    return "; ".join(f'"{name}": {reason}' for name, reason in reasons.items())
 
 
 def _preferred(device: torch.device) -> tuple[Backend, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -21,7 +21,15 @@ class Layout:
     """
 
     channels: tuple[int, ...]
-    offsets: tuple[int, ...]
+    offsets: tuple[int, ...] = field(hash=False)
+
+    def __hash__(self) -> int:
+        """Kept, since every correction looks its plan up by a layout of hundreds of numbers."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.channels)
 
     @classmethod
     def of(cls, channels: Sequence[int]) -> Layout:
