@@ -180,16 +180,16 @@ class Repa:
         """How many rows Eq. 3 pools at a time."""
         return (self.layout.rows,) if self.scope == "model" else self.layout.channels
 
-    def _weights_to_read(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        def side(m: int) -> list[Tensor | None]:
-            return [
-                self.twins.weights[m][l]
-                if self.measures_effect and self.effectiveness.reads_weight(m, l)
-                else None
-                for l in range(len(self.layout.channels))
-            ]
-
-        return side(0), side(1)
+    def _weights_to_read(self) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        if not self.measures_effect:
+            none = [None] * len(self.layout.channels)
+            return none, none
+        reads = self.effectiveness.reads_weight
+        rgb, ir = (
+            [w if reads(m, l) else None for l, w in enumerate(side)]
+            for m, side in enumerate(self.twins.weights)
+        )
+        return rgb, ir
 
     def _history(self) -> History | None:
         """mu, and w of this step: a row that was never observed becomes its gradient (w = 1)."""

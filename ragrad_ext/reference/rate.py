@@ -84,15 +84,16 @@ def normalise(
         its largest magnitude. This guard is relative, so the scale of x never matters.
     """
     known = observed & x.isfinite()
-    pooled = moments(x, known, groups)
+    parts = list(zip(x.split(list(groups), 1), known.split(list(groups), 1), strict=True))
+    pooled = [_moments(*part) for part in parts]
     if reduce is not None:
-        pooled = reduce(pooled)
-    parts = zip(x.split(list(groups), 1), known.split(list(groups), 1), strict=True)
+        whole = reduce(_stacked(pooled, x))
+        pooled = [Moments(*of_group) for of_group in zip(*whole, strict=True)]
     out = []
-    for g, (part, ok) in enumerate(parts):
-        std = (pooled.squares[g] / pooled.known[g]).sqrt()
-        spread = std > 4 * torch.finfo(torch.float32).eps * pooled.largest[g]  # nan > 0 is False
-        z = torch.where(ok, part - pooled.mean[g], 0.0) / std
+    for (part, ok), (n, mean, squares, largest) in zip(parts, pooled, strict=True):
+        std = (squares / n).sqrt()
+        spread = std > 4 * torch.finfo(torch.float32).eps * largest  # nan > 0 is False
+        z = torch.where(ok, part - mean, 0.0) / std
         out.append(torch.sigmoid(torch.where(spread, z, 0.0)))
     return torch.cat(out, 1) if out else x
 
@@ -100,18 +101,21 @@ def normalise(
 def moments(x: Tensor, known: Tensor, groups: Sequence[int]) -> Moments:
     """What Eq. 3 needs of each group, from its known values."""
     parts = zip(x.split(list(groups), 1), known.split(list(groups), 1), strict=True)
-    found = [_moments(part, ok) for part, ok in parts]
-    return (
-        Moments(*(torch.stack(column) for column in zip(*found, strict=True)))
-        if found
-        else (Moments(*(x.new_zeros(0) for _ in range(4))))
-    )
+    return _stacked([_moments(*part) for part in parts], x)
 
 
 def _moments(x: Tensor, known: Tensor) -> Moments:
-    n = known.sum().to(x.dtype)
+    """Of one group, each a single number."""
+    n = known.sum()
     x = torch.where(known, x, 0.0)
     mean = x.sum() / n
     squares = torch.where(known, x - mean, 0.0).square().sum()
     largest = x.abs().max() if x.numel() else x.new_zeros(())
     return Moments(n, mean, squares, largest)
+
+
+def _stacked(found: Sequence[Moments], like: Tensor) -> Moments:
+    """Those of all groups, each (G,) and of the dtype of ``like``."""
+    if not found:
+        return Moments(*(like.new_zeros(0) for _ in range(4)))
+    return Moments(*(torch.stack(column).to(like.dtype) for column in zip(*found, strict=True)))
