@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from .backends import Backend, Traced, with_backend
+from .backends import Backend, Traced
+from .backends.registry import Chosen
 from .repa import Do, Repa, T
 from .rows.bucket import Bucket, Buckets
 from .rows.conflicts import Conflicts
@@ -52,11 +52,7 @@ def correct_(
     chosen = rule_of(rule)
     check_stats(stats, chosen)
     device = _device_of(stats, grads_rgb, grads_ir)
-    do: Do = (
-        _traced(backend)
-        if torch.compiler.is_compiling()
-        else partial(with_backend, backend, device)
-    )
+    do: Do = _traced(backend) if torch.compiler.is_compiling() else Chosen(backend, device)
     bucket = _buckets(stats, grads_rgb, grads_ir).bucket(grads_rgb, grads_ir, device)
     if isinstance(stats, Repa):
         return stats.step_(bucket, do, chosen)

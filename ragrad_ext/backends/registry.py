@@ -20,20 +20,35 @@ BACKENDS: tuple[Backend, ...] = (Triton(), Native(), Reference())
 T = TypeVar("T")
 
 
-def with_backend(name: str, device: torch.device, work: Callable[[Backend], T]) -> T:
-    """``work`` done by the backend that `select` gives, or by the next one that ``"auto"`` prefers
+class Chosen:
+    """Has work done by the backend that `select` gives, or by the next one that ``"auto"`` prefers
     where one turns out to be of no use, with a warning.
-
-    Raises:
-        ValueError, RuntimeError: as `select` does; `Unavailable`: the backend was named.
     """
-    while True:
-        try:
-            return work(select(name, device))
-        except Unavailable as error:
-            if name != "auto":
-                raise
-            warnings.warn(f"{error}; going on with another backend", stacklevel=3)
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name, self.device = name, device
+        self.backend: Backend | None = None
+
+    def __call__(self, work: Callable[[Backend], T], /) -> T:
+        """
+        Raises:
+            ValueError, RuntimeError: as `select` does; `Unavailable`: the backend was named.
+        """
+        while True:
+            if self.backend is None:
+                self.backend = select(self.name, self.device)
+            try:
+                return work(self.backend)
+            except Unavailable as error:
+                if self.name != "auto":
+                    raise
+                self.backend = None
+                warnings.warn(f"{error}; going on with another backend", stacklevel=3)
+
+
+def with_backend(name: str, device: torch.device, work: Callable[[Backend], T]) -> T:
+    """One piece of work, as `Chosen` has it done."""
+    return Chosen(name, device)(work)
 
 
 def select(name: str, device: torch.device) -> Backend:

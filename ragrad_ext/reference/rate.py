@@ -93,8 +93,7 @@ def normalise(
     for (part, ok), (n, mean, squares, largest) in zip(parts, pooled, strict=True):
         std = (squares / n).sqrt()
         spread = std > 4 * torch.finfo(torch.float32).eps * largest  # nan > 0 is False
-        z = torch.where(ok, part - mean, 0.0) / std
-        out.append(torch.sigmoid(torch.where(spread, z, 0.0)))
+        out.append(torch.sigmoid(torch.where(spread & ok, (part - mean) / std, 0.0)))
     return torch.cat(out, 1) if out else x
 
 
