@@ -77,24 +77,11 @@ struct Plan::Correcting {
     for (int64_t i = unit.begin; i < unit.end; ++i) {
       const int64_t row = layer.first_row + i;
       if (!args.gram) {
-        sum_gram(unit, layer, i,
+        sum_gram(kernels, layer, i, unit.first, unit.last,
                  unit.slot < 0 ? &plan.gram_[kGram * row] : &plan.partials_[kSums * unit.slot]);
       }
       if (unit.slot < 0) record(row);
     }
-  }
-
-  void sum_gram(const Unit& unit, const Layer& layer, int64_t i, double* sums) const {
-    const int type = int(layer.type[kGradient]);
-    if (layer.dense) {
-      const int64_t at = unit.first * bytes_of(layer.type[kGradient]);
-      return kernels.gram[type](row_of(layer, kGradient, i) + at,
-                                row_of(layer, kGradient + 1, i) + at, unit.last - unit.first, sums);
-    }
-    double lanes[kGram * kLanes] = {};
-    each_run(layer, i, unit.first, unit.last, {kGradient, kGradient + 1}, {},
-             [&](void* const* p, int64_t n) { kernels.add_run[type](p[0], p[1], n, lanes); });
-    for (int s = 0; s < kGram; ++s) sums[s] = kernels.fold(lanes + s * kLanes);
   }
 
   // The parts of split rows, in their order.

@@ -38,6 +38,10 @@ struct Plan::Observing {
     const int ir = layer.data[kWeight + 1] ? kWeight + 1 : kWeight;
     const int theta = layer.data[rgb] ? int(layer.type[rgb]) : kAbsent;
     const int mu = layer.data[kMean] ? int(layer.type[kMean]) : 2;
+    if (theta == kAbsent && !layer.data[kMean]) {  // nothing but gradients: the faster kernel
+      std::fill(sums + kGram, sums + kSums, 0.0);
+      return sum_gram(kernels, layer, i, unit.first, unit.last, sums);
+    }
     double lanes[kSums * kLanes] = {};
     const double w[2] = {args.step_size ? args.step_size[row] : 0.0,
                          args.step_size ? args.step_size[table.rows() + row] : 0.0};

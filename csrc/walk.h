@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "rows.h"
 #include "table.h"
 
 namespace ragrad::cpu {
@@ -81,6 +82,21 @@ void each_run(const Layer& layer, int64_t row, int64_t first, int64_t last,
       if (layer.data[o]) copy<true>(layer, o, row, at, n, buffer[o]);
     }
   }
+}
+
+// The Gram sums of elements first to last of channel i.
+inline void sum_gram(const Kernels& kernels, const Layer& layer, int64_t i, int64_t first,
+                     int64_t last, double* sums) {
+  const int type = int(layer.type[kGradient]);
+  if (layer.dense) {
+    const int64_t at = first * bytes_of(layer.type[kGradient]);
+    return kernels.gram[type](row_of(layer, kGradient, i) + at,
+                              row_of(layer, kGradient + 1, i) + at, last - first, sums);
+  }
+  double lanes[kGram * kLanes] = {};
+  each_run(layer, i, first, last, {kGradient, kGradient + 1}, {},
+           [&](void* const* p, int64_t n) { kernels.add_run[type](p[0], p[1], n, lanes); });
+  for (int s = 0; s < kGram; ++s) sums[s] = kernels.fold(lanes + s * kLanes);
 }
 
 }  // namespace ragrad::cpu
