@@ -14,7 +14,7 @@ from ragrad_ext.rows.conflicts import Conflicts
 from ragrad_ext.rows.layout import Layout
 from ragrad_ext.rules import RaGradRule
 
-from . import cases
+from . import cases, oracle
 from .tolerances import DEVIATION, GRAM, MARGIN, PRODUCT, RESULT, STAGE, SUM
 
 Side = list[Tensor]
@@ -207,3 +207,18 @@ def compare_observation(
             allowed = torch.finfo(a.dtype).eps * b.double().abs() + PRODUCT * old
             assert (torch.where(a == b, 0, a.double() - b.double()).abs() <= allowed).all()
     return mine
+
+
+def hold_to_exact(rule: str, old: tuple[Side, Side], new: tuple[Side, Side]) -> None:
+    """Holds what PCGrad* or IMTL* made of gradients against exact arithmetic."""
+    exact = {"pcgrad": oracle.pcgrad, "imtl": oracle.imtl}[rule]
+    for rgb, ir, new_rgb, new_ir in zip(*old, *new, strict=True):
+        both = zip((rgb, ir), (new_rgb, new_ir), exact(rgb, ir), strict=True)
+        for before, found, true in both:
+            expected = torch.tensor([[float(x) for x in row] for row in true]).double()
+            limit = torch.finfo(before.dtype).max
+            error = found.double().reshape(expected.shape) - expected.clamp(-limit, limit)
+            # A row that cancels is as exact as the row that it was made of.
+            own = before.double().reshape(expected.shape).norm(dim=1)
+            size = torch.maximum(own, expected.norm(dim=1))
+            assert (error.norm(dim=1) <= RESULT[before.dtype] * size).all()

@@ -16,7 +16,7 @@ from ragrad_ext.rules import IMTL, PCGrad
 
 from ..lib import cases, oracle
 from ..lib.networks import TwoStream, loss_of
-from ..lib.parity import bits, clone
+from ..lib.parity import bits, clone, hold_to_exact
 from ..lib.tolerances import RESULT
 
 Sides = tuple[list[Tensor], list[Tensor]]
@@ -134,17 +134,7 @@ def test_agrees_with_exact_arithmetic(
     if not all(x.isfinite().all() for x in (*rgb, *ir)):  # float16 cannot hold the large scales
         pytest.skip(f"{name} is not finite in {dtype}")
     new_rgb, new_ir = by(rule, rgb, ir, backend)
-    exact = {"pcgrad": oracle.pcgrad, "imtl": oracle.imtl}[rule]
-    for l in range(len(rgb)):
-        for new, true in zip((new_rgb[l], new_ir[l]), exact(rgb[l], ir[l]), strict=True):
-            expected = torch.tensor([[float(x) for x in row] for row in true]).double()
-            limit = torch.finfo(dtype).max
-            error = (new.double().reshape(expected.shape) - expected.clamp(-limit, limit)).norm(
-                dim=1
-            )
-            # Rows that cancel are as exact as the rows they were made of.
-            size = torch.maximum(rgb[l].double(), ir[l].double().abs()).reshape(len(expected), -1)
-            assert (error <= RESULT[dtype] * size.norm(dim=1)).all()
+    hold_to_exact(rule, (rgb, ir), (new_rgb, new_ir))
 
 
 @pytest.mark.parametrize("rule", ["pcgrad", "imtl"])

@@ -18,7 +18,7 @@ from ragrad_ext.rows.layout import Layout
 from ragrad_ext.rules.registry import RuleName
 
 from ...lib import cases
-from ...lib.parity import Side, bits, bucket_of, clone, matrices
+from ...lib.parity import Side, bits, bucket_of, clone, hold_to_exact, matrices
 from ...lib.triton_cases import (
     CPU,
     DTYPES,
@@ -145,6 +145,14 @@ class TestRules:
     @pytest.fixture(autouse=True)
     def _small_units(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tune(monkeypatch, SMALL)
+
+    @pytest.mark.parametrize("rule", ["pcgrad", "imtl"])
+    @pytest.mark.parametrize("name", cases.AWKWARD)
+    def test_it_agrees_with_exact_arithmetic(self, name: str, rule: RuleName) -> None:
+        rgb, ir = cases.AWKWARD[name]
+        new = clone(rgb), clone(ir)
+        correct_(*new, rule=rule, backend="triton")
+        hold_to_exact(rule, (rgb, ir), new)
 
     @pytest.mark.parametrize("rule", ["pcgrad", "imtl"])
     @pytest.mark.parametrize("with_repa", [False, pytest.param(True, marks=SLOW)])
