@@ -61,6 +61,7 @@ with warnings.catch_warnings(record=True) as found:
 
 
 @pytest.mark.parametrize("calls", ["(step, 'auto')", "(compiled, 'auto')"])
+@pytest.mark.slow
 def test_without_the_compiled_module_auto_warns_once(calls: str) -> None:
     code = WITHOUT_COMPILED_MODULE.replace("{calls}", f"[(step, 'reference'), {calls}, {calls}]")
     said = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()

@@ -65,6 +65,7 @@ def test_a_loss_repeats_and_a_transformer_has_second_derivatives() -> None:
     assert estimated(it, ESTIMATORS["Hutchinson, 1 probe"]()).isfinite().all()
 
 
+@pytest.mark.slow
 def test_regions_of_a_detector_are_held_until_it_learns() -> None:
     """Else removing a channel would mostly change which regions the loss is of."""
     it = subject("fasterrcnn")

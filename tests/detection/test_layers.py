@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -26,6 +28,7 @@ def run_without(modules: list[str], script: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_training_needs_neither_matplotlib_nor_scipy_nor_the_report(tmp_path: Path) -> None:
     run_without(
         ["matplotlib", "scipy", "ragrad_ext.detection.report"],

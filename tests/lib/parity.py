@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -209,16 +209,16 @@ def compare_observation(
     return mine
 
 
-def hold_to_exact(rule: str, old: tuple[Side, Side], new: tuple[Side, Side]) -> None:
-    """Holds what PCGrad* or IMTL* made of gradients against exact arithmetic."""
+def hold_to_exact(rule: str, old: tuple[Side, Side], news: Sequence[tuple[Side, Side]]) -> None:
+    """Holds what backends made of gradients by PCGrad* or IMTL* against exact arithmetic."""
     exact = {"pcgrad": oracle.pcgrad, "imtl": oracle.imtl}[rule]
-    for rgb, ir, new_rgb, new_ir in zip(*old, *new, strict=True):
-        both = zip((rgb, ir), (new_rgb, new_ir), exact(rgb, ir), strict=True)
-        for before, found, true in both:
+    for l, (rgb, ir) in enumerate(zip(*old, strict=True)):
+        for m, (before, true) in enumerate(zip((rgb, ir), exact(rgb, ir), strict=True)):
             expected = torch.tensor([[float(x) for x in row] for row in true]).double()
             limit = torch.finfo(before.dtype).max
-            error = found.double().reshape(expected.shape) - expected.clamp(-limit, limit)
             # A row that cancels is as exact as the row that it was made of.
             own = before.double().reshape(expected.shape).norm(dim=1)
             size = torch.maximum(own, expected.norm(dim=1))
-            assert (error.norm(dim=1) <= RESULT[before.dtype] * size).all()
+            for new in news:
+                error = new[m][l].double().reshape(expected.shape) - expected.clamp(-limit, limit)
+                assert (error.norm(dim=1) <= RESULT[before.dtype] * size).all()

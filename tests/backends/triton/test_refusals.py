@@ -33,6 +33,7 @@ class TestRefusals:
             ("1", "1", None),
         ],
     )
+    @pytest.mark.slow
     def test_on_a_cpu_it_needs_the_interpreter_from_the_start(
         self, before: str | None, after: str | None, said: str | None
     ) -> None:

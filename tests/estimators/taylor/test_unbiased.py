@@ -99,6 +99,7 @@ def rms(x: Tensor) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_probes_converge_to_the_truth(case: str) -> None:
     make, norm, exact = CASES[case]
     model = Perceptron(norm)
